@@ -1,0 +1,409 @@
+"""What a job, a launch, a queue and a run *are*: frozen data, checked on the way in. No I/O here.
+
+Everything that is stored or sent is one of these models; every agent, server and client reads the same shape. Unknown
+keys are errors, and :func:`parse` turns a failed check into a :class:`~launch.errors.ConfigError` that names the path,
+the value and, for a misspelt key, the key that was probably meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import secrets
+import string
+from collections.abc import Mapping, Sequence
+from enum import IntEnum, StrEnum
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from launch.errors import ConfigError
+
+SCHEMA_VERSION = 1
+MAX_SPEC_BYTES = 1 << 20
+RUN_ID_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+
+RunId = Annotated[str, StringConstraints(pattern=RUN_ID_PATTERN)]
+QueueName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+JobName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
+Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+_PATTERN_MEANING = {
+    RUN_ID_PATTERN: "1 to 40 of a-z, 0-9 and '-', neither starting nor ending with '-'",
+    r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$": "1 to 64 of letters, digits, '_', '.' and '-', "
+    "starting with a letter or digit",
+    r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$": "1 to 128 of letters, digits, '_', '.' and '-', "
+    "starting with a letter or digit",
+    r"^[0-9a-f]{64}$": "64 lower-case hexadecimal digits",
+}
+
+
+class Model(BaseModel):
+    """A frozen record; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse(model: type[M], data: Any, *, where: str) -> M:
+    """Return ``data`` checked as ``model``.
+
+    Args:
+        model: the pydantic model the data should be.
+        data: a mapping, usually read from YAML, JSON or a call's keyword arguments.
+        where: what the data is, for the message: ``"queues.yaml: queues/gpu"`` or ``"--config"``.
+
+    Raises:
+        ConfigError: one line a problem, each starting with ``where`` and the path to the value.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: should be a mapping, not {_shown(data)}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as exc:
+        lines = [_explain(model, error, where) for error in exc.errors(include_url=False)]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from exc
+
+
+def _explain(model: type[BaseModel], error: Any, where: str) -> str:
+    path = "/".join([where, *(str(part) for part in error["loc"] if not str(part).startswith("function-"))])
+    kind, value = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        return f"{path}: unknown key{did_you_mean(str(error['loc'][-1]), known_keys(model))}"
+    if kind == "missing":
+        return f"{path}: is required"
+    if kind == "string_pattern_mismatch":
+        pattern = error["ctx"]["pattern"]
+        return f"{path}: should be {_PATTERN_MEANING.get(pattern, f'like {pattern}')}, not {_shown(value)}"
+    if kind in ("value_error", "assertion_error"):
+        return f"{path}: {error['ctx']['error']}"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{path}: {message.replace('input should', 'should')}, not {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def known_keys(model: type[BaseModel]) -> list[str]:
+    """Return the keys a model accepts, aliases instead of field names where it has them."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Return ``"; did you mean 'x'?"``, or what there is, to end an error about an unknown word."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are: {', '.join(sorted(known))}" if known else ""
+
+
+def new_run_id() -> str:
+    """Return eight random characters that are a run's name everywhere."""
+    alphabet = string.ascii_lowercase + string.digits
+    return "".join(secrets.choice(alphabet) for _ in range(8))
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+class Tracking(StrEnum):
+    """Whether a run must call ``wandb.init`` to count as finished."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+
+
+class CodeSource(Model):
+    """A snapshot of a directory, kept in the artifact store."""
+
+    kind: Literal["code"] = "code"
+    archive: Digest
+    """sha256 of the gzip tar."""
+    archive_bytes: int
+    files: int
+
+
+class ImageSource(Model):
+    """A container image that holds everything."""
+
+    kind: Literal["image"] = "image"
+    image: str
+
+
+class CommandSource(Model):
+    """No source: the command is all there is, and the target must already have what it needs."""
+
+    kind: Literal["command"] = "command"
+
+
+Source = Annotated[CodeSource | ImageSource | CommandSource, Field(discriminator="kind")]
+
+
+class Job(Model):
+    """What to run, apart from where it is kept: one version of a job, or a launch's own unnamed one."""
+
+    source: Source
+    entrypoint: tuple[str, ...] = ()
+    """The command as a list; empty means the image's own."""
+    python_version: str | None = None
+    """``"3.11"``; none means the builder's default."""
+    requirements: Digest | None = None
+    """sha256 of the requirements file in the artifact store; none means nothing to install."""
+    tracking: Tracking = Tracking.REQUIRED
+
+    @model_validator(mode="after")
+    def _has_something_to_run(self) -> Job:
+        if not self.entrypoint and self.source.kind != "image":
+            raise ValueError(f"a {self.source.kind} job needs an entrypoint")
+        return self
+
+
+class JobVersion(Model):
+    """A job as the registry keeps it."""
+
+    name: JobName
+    version: int
+    job: Job
+    created_at: float
+    """Unix seconds, Redis time."""
+
+    @property
+    def ref(self) -> str:
+        """``name:v3``"""
+        return f"{self.name}:v{self.version}"
+
+
+# --- queues ----------------------------------------------------------------------------------------------------------
+
+
+class Priority(IntEnum):
+    """W&B Launch's four classes; the lower number goes first."""
+
+    CRITICAL = 0
+    HIGH = 1
+    MEDIUM = 2
+    LOW = 3
+
+    @classmethod
+    def of(cls, value: str | int | Priority) -> Priority:
+        """Return the class called ``value`` (a name or its number).
+
+        Raises:
+            ConfigError: neither a name nor a number of one.
+        """
+        if isinstance(value, str) and value.upper() in cls.__members__:
+            return cls[value.upper()]
+        if isinstance(value, int) and not isinstance(value, bool) and value in list(cls):
+            return cls(value)
+        raise ConfigError(f"priority: should be one of critical, high, medium, low, not {value!r}")
+
+    @property
+    def label(self) -> str:
+        """The name as users type it."""
+        return self.name.lower()
+
+
+OverrideRule = Literal["safe", "all", "none"] | tuple[str, ...]
+
+
+class QueueSpec(Model):
+    """A queue's settings. The resource config is versioned apart: editing it never changes a queued run."""
+
+    name: QueueName
+    resource: str
+    """The target resource: a runner's name, such as ``"docker"``."""
+    config: dict[str, Any] = {}
+    """Default resource config, as the runner's ``Options`` checks it."""
+    overrides: OverrideRule = "safe"
+    """Which keys of it a launch may override."""
+    priorities: bool = False
+    """Whether critical, high and low are accepted besides medium."""
+    max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    """The most runs of this queue at once, over all agents."""
+    version: int = 1
+    """Counts up when ``config`` changes."""
+    paused: bool = False
+
+
+# --- launches and runs -----------------------------------------------------------------------------------------------
+
+
+class LaunchSpec(Model):
+    """One launch, frozen at enqueue: the message carries it and the record keeps it."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: RunId
+    queue: QueueName
+    queue_version: int = 1
+    resource: str
+    job: Job
+    job_ref: str | None = None
+    """``name:v3`` of the registered job, if it is one."""
+    project: Annotated[str, StringConstraints(pattern=r"^[^/\\#?%:\x00-\x1f]{1,128}$")] = "uncategorized"
+    entity: Annotated[str, StringConstraints(pattern=r"^[^/\\#?%:\x00-\x1f]{1,128}$")] = "local"
+    name: Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]*$")] | None = None
+    """The run's display name."""
+    author: str | None = None
+    priority: Priority = Priority.MEDIUM
+    args: tuple[str, ...] = ()
+    """Appended to the job's entrypoint."""
+    config: dict[str, Any] = {}
+    """Overrides of the script's ``wandb.config``."""
+    resource_args: dict[str, Any] = {}
+    """The launch's own override of the queue's resource config."""
+    resource_config: dict[str, Any] = {}
+    """Queue default and override merged: what the runner gets."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Entrypoint and arguments."""
+        return self.job.entrypoint + self.args
+
+    @property
+    def title(self) -> str:
+        """What people call it: the job's reference, or the start of the command or image."""
+        if self.job_ref:
+            return self.job_ref
+        if isinstance(self.job.source, ImageSource):
+            return self.job.source.image
+        return " ".join(self.command)[:60]
+
+
+class RunState(StrEnum):
+    """Where a run is in its life; stop is a flag, not a state."""
+
+    QUEUED = "queued"
+    BUILDING = "building"
+    STARTING = "starting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    CRASHED = "crashed"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing follows."""
+        return self in FINAL_STATES
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether an agent owns it, or should."""
+        return self in (RunState.BUILDING, RunState.STARTING, RunState.RUNNING)
+
+
+FINAL_STATES = frozenset({RunState.FINISHED, RunState.FAILED, RunState.STOPPED, RunState.CRASHED})
+
+LEGAL_MOVES: Mapping[RunState, frozenset[RunState]] = {
+    # A run leaves the queue by a claim, or ends there: stopped by a user, or failed when its request was invalid.
+    RunState.QUEUED: frozenset({RunState.BUILDING, RunState.STOPPED, RunState.FAILED}),
+    # Back to the queue: preempted, retried, or the target is away. An adopter starts again at building.
+    RunState.BUILDING: frozenset({RunState.BUILDING, RunState.STARTING, RunState.QUEUED}) | FINAL_STATES,
+    RunState.STARTING: frozenset({RunState.BUILDING, RunState.STARTING, RunState.RUNNING, RunState.QUEUED})
+    | FINAL_STATES,
+    RunState.RUNNING: frozenset({RunState.RUNNING, RunState.QUEUED}) | FINAL_STATES,
+    **{state: frozenset() for state in FINAL_STATES},
+}
+
+
+class CauseKind(StrEnum):
+    """Why a run ended."""
+
+    EXIT_CODE = "exit_code"
+    SIGNAL = "signal"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    BUILD = "build"
+    PULL = "pull"
+    CONFIG = "config"
+    PREEMPTED = "preempted"
+    HOST_LOST = "host_lost"
+    UNTRACKED = "untracked"
+    STOPPED = "stopped"
+    INTERNAL = "internal"
+
+
+class Cause(Model):
+    """Why a run ended, for a program (``kind``) and for a person (``message``)."""
+
+    kind: CauseKind
+    message: str
+    """A whole sentence, with what to do about it where there is something to do."""
+    exit_code: int | None = None
+    signal: int | None = None
+    log_tail: tuple[str, ...] = ()
+    """The last lines the job wrote, oldest first."""
+
+
+class StopRequest(Model):
+    """Somebody wants the run to end."""
+
+    by: str
+    at: float
+    grace_s: float = 10.0
+    """Seconds between asking the job to end and killing it."""
+
+
+class Fence(Model):
+    """The claim a write belongs to.
+
+    A nonce stands beside the epoch, since an epoch alone can roll back with a restored Redis.
+    """
+
+    epoch: int
+    nonce: str
+
+
+class RunRecord(Model):
+    """A run as Redis keeps it: the truth."""
+
+    spec: LaunchSpec
+    state: RunState
+    seq: int
+    """Order of enqueueing over all queues."""
+    attempt: int = 0
+    """The try it is at; 0 before the first claim."""
+    agent: str | None = None
+    fence: Fence | None = None
+    image: str | None = None
+    """What the builder made or found: an image reference, or a virtual environment's path."""
+    handle: str | None = None
+    note: str | None = None
+    """What it is doing or waiting for just now, for people."""
+    stop: StopRequest | None = None
+    cause: Cause | None = None
+    tracked: bool = False
+    """Whether the script called ``wandb.init``."""
+    config: dict[str, Any] = {}
+    """``wandb.config`` as the script has it."""
+    summary: dict[str, Any] = {}
+    log_cursor: str | None = None
+    """Where in the target's log the agent is."""
+    log_bytes: int = 0
+    """Length of the full log file at that cursor."""
+    log_archive: Digest | None = None
+    """The full log in the artifact store, once final."""
+    created_at: float
+    claimed_at: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.spec.run_id
+
+
+def closest(word: str, known: Sequence[str]) -> str | None:
+    """Return the known word nearest to a misspelt one, or none."""
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), None)
+
+
+def is_run_id(text: str) -> bool:
+    """Whether the text may be a run's id."""
+    return re.fullmatch(RUN_ID_PATTERN, text) is not None
