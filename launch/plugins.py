@@ -172,7 +172,7 @@ class Runner(ABC):
 
     @abstractmethod
     def check(self) -> list[Problem]:
-        """Return what keeps the target from working now; none: ready. A target that is away is a problem, not an error."""
+        """Return what keeps the target from working now. A target that is away is a problem too, never an error."""
 
     @abstractmethod
     def tracking_host(self, options: Any) -> str | None:

@@ -90,3 +90,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 def settings() -> Settings:
     """Return this process's settings, read once."""
     return read_settings(os.environ)
+
+
+def redis_py_url(url: str) -> str:
+    """Return a broker URL as redis-py reads it: kombu's ``redis+socket:///path`` is its ``unix:///path``."""
+    return f"unix://{url.removeprefix('redis+socket://')}" if url.startswith("redis+socket://") else url

@@ -1,0 +1,167 @@
+"""Celery, as far as openlaunch uses it: the app with every option set on purpose, and the messages it carries.
+
+This is the only place that knows Celery's options and kombu's message format. A launch queue is a Celery queue
+``launch.<name>``, a Redis list that kombu pops from the right. A message on it carries a whole launch spec, yet it is
+only a doorbell: the agent that receives it claims the head of the queue from the record. Messages that openlaunch wrote
+itself have the header ``recorded``; one without it comes from a plain Celery client and is a request to enqueue.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from launch.models import LaunchSpec
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+TASK_NAME = "launch.run"
+RECORDED = "recorded"
+QUEUE_PREFIX = "launch."
+# kombu's Redis transport keeps one list per priority step; ours all go to the first, a foreign one may be in any.
+_PRIORITY_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+
+
+def celery_queue(queue: str) -> str:
+    """Return the Celery queue that stands for a launch queue."""
+    return QUEUE_PREFIX + queue
+
+
+def launch_queue(celery_name: str) -> str | None:
+    """Return the launch queue a Celery queue stands for, or none if it is not one of ours."""
+    return celery_name.removeprefix(QUEUE_PREFIX) if celery_name.startswith(QUEUE_PREFIX) else None
+
+
+def message_lists(queue: str) -> list[str]:
+    """Return the Redis lists that hold a queue's messages, the one openlaunch writes to first."""
+    return [celery_queue(queue) + suffix for suffix in _PRIORITY_SUFFIXES]
+
+
+def make_app(broker_url: str, *, visibility_s: int = 3600) -> Celery:
+    """Return a Celery app for the broker, connected to nothing yet.
+
+    Args:
+        broker_url: as kombu takes it: ``redis://…``, ``rediss://…``, ``redis+socket:///path``, ``sentinel://…``.
+        visibility_s: when kombu gives back a message it thinks was lost, in seconds. No run depends on it.
+    """
+    from celery import Celery
+
+    app = Celery("launch", broker=broker_url, set_as_current=False)
+    app.conf.update(
+        # Records live in our own keys. A result backend would double every write and, on Redis, open a second
+        # connection whose loss kills the worker.
+        result_backend=None,
+        task_ignore_result=True,
+        # A message is a doorbell: acknowledge before the work, so that a worker's death or a run longer than the
+        # visibility timeout never delivers it again. The record and its claim are what must not be lost.
+        task_acks_late=False,
+        task_reject_on_worker_lost=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # One message at a time; whether to take one at all is the slot gate's decision (workers.slots).
+        worker_prefetch_multiplier=1,
+        worker_enable_prefetch_count_reduction=False,
+        # Only JSON is ever read: a pickled message from the outside would run code on the agent.
+        task_serializer="json",
+        accept_content=["json"],
+        task_compression=None,
+        # Events are sent on behalf of runs, not of doorbells.
+        worker_send_task_events=False,
+        task_send_sent_event=False,
+        # Queues come into being when somebody creates a launch queue; Celery's own default stays out of the way.
+        task_default_queue=celery_queue("_default"),
+        task_create_missing_queues=True,
+        # An agent waits for Redis as long as it takes; a run at its target does not notice.
+        broker_connection_retry=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": visibility_s,
+            "queue_order_strategy": "round_robin",
+            "socket_keepalive": True,
+            "socket_connect_timeout": 5,
+            "retry_on_timeout": True,
+            "health_check_interval": 10,
+        },
+        broker_pool_limit=2,
+        # The agent's own logging stays as the agent set it up.
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        enable_utc=True,
+    )
+    return app
+
+
+def encode_bell(spec: LaunchSpec, spec_json: str) -> str:
+    """Return the marked message of a run, byte for byte what kombu would put on the list.
+
+    Args:
+        spec: the launch.
+        spec_json: the same spec as JSON, which the caller has at hand.
+
+    Source: Celery message protocol 2, https://docs.celeryq.dev/en/stable/internals/protocol.html
+    """
+    body = f'[[], {{"spec": {spec_json}}}, {{"callbacks": null, "errbacks": null, "chain": null, "chord": null}}]'
+    return json.dumps(
+        {
+            "body": base64.b64encode(body.encode()).decode(),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {
+                "lang": "py",
+                "task": TASK_NAME,
+                "id": spec.run_id,
+                "root_id": spec.run_id,
+                "parent_id": None,
+                "group": None,
+                "eta": None,
+                "expires": None,
+                "retries": 0,
+                "timelimit": [None, None],
+                # Left blank: a repr would show the spec in every log line and on every page that lists tasks.
+                "argsrepr": "",
+                "kwargsrepr": "",
+                "ignore_result": True,
+                RECORDED: 1,
+            },
+            "properties": {
+                "correlation_id": spec.run_id,
+                "reply_to": "",
+                "delivery_mode": 2,
+                "delivery_info": {"exchange": "", "routing_key": celery_queue(spec.queue)},
+                "priority": 0,
+                "body_encoding": "base64",
+                "delivery_tag": f"{spec.run_id}-bell",
+            },
+        },
+        separators=(",", ":"),
+    )
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message on a queue's list, as far as we need to know it."""
+
+    raw: str
+    is_recorded: bool
+    task_id: str | None
+    spec: Any
+    """The ``spec`` keyword argument: a mapping if the sender did it right."""
+
+
+def decode_message(raw: str) -> Message | None:
+    """Return a list entry read as a Celery message, or none if it is not a ``launch.run`` task."""
+    try:
+        envelope = json.loads(raw)
+        headers = envelope["headers"]
+        if headers.get("task") != TASK_NAME:
+            return None
+        body = envelope["body"]
+        if envelope["properties"].get("body_encoding") == "base64":
+            body = base64.b64decode(body).decode()
+        _args, kwargs, _embed = json.loads(body)
+        return Message(raw, bool(headers.get(RECORDED)), headers.get("id"), kwargs.get("spec"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

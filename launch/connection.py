@@ -1,0 +1,90 @@
+"""The connection to Redis: one way to make it, one kind of error when it is away."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from redis import ConnectionPool, Redis
+from redis.backoff import ExponentialBackoff
+from redis.client import Pipeline
+from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, ResponseError, TimeoutError
+from redis.retry import Retry
+
+from launch.errors import TemporaryError
+from launch.settings import redis_py_url
+
+# A command may have been carried out although its answer was lost, and redis-py then sends it again: every script of
+# openlaunch may be repeated (see each one's head).
+_RETRIES = 3
+
+
+def masked(url: str) -> str:
+    """Return a URL for people: the password replaced."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:********@", url)
+
+
+class _Translated:
+    """Turns redis-py's errors of a lost or unwilling server into ours."""
+
+    launch_url = "redis"
+
+    def _translate(self, exc: Exception) -> Exception:
+        if isinstance(exc, BusyLoadingError):
+            return TemporaryError(f"Redis at {self.launch_url} is still loading its data; try again in a moment")
+        if isinstance(exc, ReadOnlyError):
+            return TemporaryError(f"Redis at {self.launch_url} is read-only (a replica?); name its primary")
+        if isinstance(exc, ConnectionError | TimeoutError):
+            return TemporaryError(
+                f"Redis at {self.launch_url} is away: {exc}. Start it, or name another with LAUNCH_BROKER_URL"
+            )
+        if isinstance(exc, ResponseError) and str(exc).startswith(("OOM", "MISCONF")):
+            return TemporaryError(f"Redis at {self.launch_url} takes no writes: {exc}")
+        return exc
+
+
+class _Pipeline(_Translated, Pipeline):
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        try:
+            return super().execute(raise_on_error)
+        except (ConnectionError, TimeoutError, ResponseError) as exc:
+            raise self._translate(exc) from exc
+
+
+class LaunchRedis(_Translated, Redis):
+    """redis-py's client, with strings in and out, whose lost connection is a :class:`TemporaryError`."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except (ConnectionError, TimeoutError, ResponseError) as exc:
+            raise self._translate(exc) from exc
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+        pipe = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipe.launch_url = self.launch_url
+        return pipe
+
+
+def connect(url: str, *, timeout_s: float = 5.0) -> LaunchRedis:
+    """Return a connection to Redis that has answered once.
+
+    Args:
+        url: as kombu takes it: ``redis://…``, ``rediss://…`` or ``redis+socket:///path``.
+        timeout_s: for connecting, and for each answer.
+
+    Raises:
+        TemporaryError: nothing answers there; the message names the URL without its password.
+    """
+    pool = ConnectionPool.from_url(
+        redis_py_url(url),
+        decode_responses=True,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        health_check_interval=30,
+        retry=Retry(ExponentialBackoff(cap=0.2, base=0.01), retries=_RETRIES),
+    )
+    client = LaunchRedis(connection_pool=pool)
+    client.launch_url = masked(url)
+    client.ping()
+    return client

@@ -1,0 +1,351 @@
+"""From a request to a frozen :class:`~launch.models.LaunchSpec`: the same checks for every way to enqueue.
+
+A request is a mapping with the keywords of :func:`launch.enqueue`; it comes from the SDK, the command line or a plain
+Celery message, which may use W&B's spellings as well (``overrides.run_config``, ``docker.docker_image``). Reads queues
+and jobs, writes nothing: a request that is refused leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from launch.errors import ConfigError, RequestError
+from launch.models import (
+    MAX_SPEC_BYTES,
+    CommandSource,
+    ImageSource,
+    Job,
+    JobVersion,
+    LaunchSpec,
+    Model,
+    Priority,
+    QueueSpec,
+    Source,
+    Tracking,
+    new_run_id,
+    parse,
+)
+from launch.plugins import Runner, runner_class
+from launch.records import spec_to_json
+from launch.resolve import as_json, own_section, resolve
+
+
+class QueueSource(Protocol):
+    """Where queues are looked up; :class:`launch.store.RunStore` is one."""
+
+    def queue(self, name: str) -> QueueSpec:
+        """Return a queue, or raise a NotFoundError that lists those there are."""
+        ...
+
+
+class JobSource(Protocol):
+    """Where jobs are looked up; :class:`launch.jobs.JobRegistry` is one."""
+
+    def get(self, ref: str) -> JobVersion:
+        """Return the version a reference (``name``, ``name:v3``, ``name:alias``) means, or raise a NotFoundError."""
+        ...
+
+
+class CodeSnapshots(Protocol):
+    """Makes an unnamed job of a directory."""
+
+    def __call__(self, path: Path, entrypoint: tuple[str, ...]) -> Job:
+        """Return the job whose code is a snapshot of the directory."""
+        ...
+
+
+class Request(Model):
+    """What may be asked for. Its values are checked further where their meaning is known."""
+
+    queue: str
+    job: str | None = None
+    """A registered job: ``digits``, ``digits:v3``, ``digits:latest``."""
+    image: str | None = None
+    command: tuple[str, ...] | None = None
+    """Without a job or image: all there is to run. With an image: what to run in it."""
+    path: Path | None = None
+    """A directory of code that need not be a registered job."""
+    entrypoint: tuple[str, ...] | None = None
+    """What to run in ``path``, or instead of a job's own entrypoint."""
+    args: tuple[str, ...] = ()
+    config: Any = None
+    resource_args: Any = None
+    resource: str | None = None
+    """Checked against the queue's, for requests that name one."""
+    priority: Any = None
+    name: Any = None
+    project: Any = None
+    entity: Any = None
+    author: Any = None
+    run_id: Any = None
+    tracking: Tracking | None = None
+
+
+class SpecBuilder:
+    """Turns requests into specs.
+
+    Args:
+        queues: where queues are looked up.
+        jobs: where jobs are looked up.
+        snapshot: makes a job of a directory; without it a request with ``path`` is refused, as one that came over the
+            network must be: it would read the files of this machine.
+    """
+
+    def __init__(self, queues: QueueSource, jobs: JobSource, snapshot: CodeSnapshots | None = None) -> None:
+        self._queues = queues
+        self._jobs = jobs
+        self._snapshot = snapshot
+
+    def build(self, request: Mapping[str, Any], *, where: str = "launch") -> LaunchSpec:
+        """Return the launch a request asks for.
+
+        Args:
+            request: keywords of :func:`launch.enqueue`; ``None`` is the same as leaving one out.
+            where: what the request is, for messages.
+
+        Raises:
+            RequestError: something in it is wrong; the message names the value and the fix.
+        """
+        asked = parse(Request, {key: value for key, value in request.items() if value is not None}, where=where)
+        _check_one_source(asked, where)
+        queue = self._queues.queue(asked.queue)
+        priority = _priority(asked.priority, queue)
+        config = _config(asked.config)
+        runner = runner_class(queue.resource)
+        resource_args = _override(asked, queue, runner)
+        effective = resolve(queue, runner, resource_args)
+        job, job_ref = self._job(asked)
+        given = {key: getattr(asked, key) for key in ("name", "project", "entity", "author")}
+        fields = {
+            **{key: value for key, value in given.items() if value is not None},
+            "run_id": asked.run_id if asked.run_id is not None else new_run_id(),
+            "queue": queue.name,
+            "queue_version": queue.version,
+            "resource": queue.resource,
+            "job": job,
+            "job_ref": job_ref,
+            "priority": priority,
+            "args": asked.args,
+            "config": config,
+            "resource_args": resource_args,
+            "resource_config": effective,
+        }
+        spec = parse(LaunchSpec, fields, where=where)
+        _check_size(spec)
+        return spec
+
+    def build_many(self, requests: Sequence[Mapping[str, Any]]) -> list[LaunchSpec]:
+        """Return the launches of many requests; each queue and job is looked up once.
+
+        Raises:
+            RequestError: one of them is wrong; the message starts with its place, ``launches/3``.
+        """
+        remembering = SpecBuilder(_Queues(self._queues), _Jobs(self._jobs), self._snapshot)
+        specs = []
+        for place, request in enumerate(requests):
+            where = f"launches/{place}"
+            if not isinstance(request, Mapping):
+                raise ConfigError(f"{where}: should be a mapping of enqueue's keywords, not {request!r}")
+            try:
+                specs.append(remembering.build(request))
+            except RequestError as exc:
+                raise type(exc)(f"{where}: {exc}") from exc
+        _check_distinct(specs)
+        return specs
+
+    def register_foreign(self, spec: Any, *, run_id: str | None = None) -> LaunchSpec:
+        """Return the launch that a plain Celery message asks for.
+
+        Args:
+            spec: the message's ``spec`` keyword: ``enqueue``'s keywords, W&B's spellings accepted.
+            run_id: the id to use when the spec names none; the message's own task id makes a repeated one harmless.
+
+        Raises:
+            RequestError: the message is no valid request.
+        """
+        if not isinstance(spec, Mapping):
+            raise ConfigError(f"spec: should be a mapping, not {str(spec)[:80]!r}")
+        request = from_wandb(spec)
+        if request.get("path") is not None:
+            raise ConfigError("spec/path: code cannot be named by a path in a message; register it as a job first")
+        if request.get("run_id") is None and run_id is not None:
+            request["run_id"] = run_id
+        return SpecBuilder(self._queues, self._jobs).build(request, where="spec")
+
+    def _job(self, asked: Request) -> tuple[Job, str | None]:
+        ref = None
+        if asked.job is not None:
+            version = self._jobs.get(asked.job)
+            job, ref = version.job, version.ref
+            if asked.entrypoint is not None:
+                job = _replaced(job, entrypoint=asked.entrypoint)
+        elif asked.path is not None:
+            if self._snapshot is None:
+                raise ConfigError("path: code cannot be named by a path here; register it as a job first")
+            job = self._snapshot(asked.path, asked.entrypoint or asked.command or ())
+        else:
+            source: Source = ImageSource(image=_image(asked.image)) if asked.image is not None else CommandSource()
+            fields = {"source": source, "entrypoint": asked.command or asked.entrypoint or ()}
+            job = parse(Job, fields, where="launch")
+        if asked.tracking is not None:
+            job = _replaced(job, tracking=asked.tracking)
+        return job, ref
+
+
+def _replaced(job: Job, **fields: Any) -> Job:
+    return parse(Job, {**{name: getattr(job, name) for name in Job.model_fields}, **fields}, where="launch")
+
+
+def _image(reference: str) -> str:
+    from launch.jobs import check_image
+
+    return check_image(reference)
+
+
+def _check_one_source(asked: Request, where: str) -> None:
+    named = [key for key in ("job", "image", "path") if getattr(asked, key) is not None]
+    command = asked.command is not None
+    if len(named) > 1:
+        raise ConfigError(f"{where}: give one of job, image and path, not {' and '.join(named)}")
+    if not named and not command:
+        raise ConfigError(f"{where}: give one of job, image and command: there is nothing to run")
+    if named == ["job"] and command:
+        raise ConfigError(f"{where}: give one of job and command; args are appended to the job's own entrypoint")
+    if command and asked.entrypoint is not None:
+        raise ConfigError(f"{where}: give one of command and entrypoint")
+    if command and not asked.command:
+        raise ConfigError(f"{where}/command: is empty: there is nothing to run")
+
+
+def _priority(value: Any, queue: QueueSpec) -> Priority:
+    priority = Priority.MEDIUM if value is None else Priority.of(value)
+    if priority is not Priority.MEDIUM and not queue.priorities:
+        raise ConfigError(
+            f"priority: queue {queue.name!r} was created without priorities, so {priority.label!r} has no meaning in it; "
+            "leave the priority out, or use a queue created with --priorities"
+        )
+    return priority
+
+
+def _config(value: Any) -> dict[str, Any]:
+    return _json_mapping(value, "config")
+
+
+def _json_mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: should be a mapping, such as {{'epochs': 3}}, not {str(value)[:80]!r}")
+    return dict(as_json(value, where))
+
+
+def _override(asked: Request, queue: QueueSpec, runner: type[Runner]) -> dict[str, Any]:
+    names = (queue.resource, runner.name, *runner.aliases)
+    if asked.resource is not None and asked.resource not in names:
+        raise ConfigError(
+            f"resource: queue {queue.name!r} is of resource {queue.resource!r}, not {asked.resource!r}; leave it out"
+        )
+    return own_section(_json_mapping(asked.resource_args, "resource_args"), names)
+
+
+def _check_size(spec: LaunchSpec) -> None:
+    size = len(spec_to_json(spec).encode())
+    if size <= MAX_SPEC_BYTES:
+        return
+    largest = max(("config", "resource_args", "args"), key=lambda name: len(str(getattr(spec, name))))
+    raise ConfigError(
+        f"launch: is {size:,} bytes as JSON, more than the {MAX_SPEC_BYTES:,} a launch may have; the largest part is "
+        f"{largest}: put large inputs into the job or a file it reads"
+    )
+
+
+def _check_distinct(specs: Iterable[LaunchSpec]) -> None:
+    seen: dict[str, int] = {}
+    for place, spec in enumerate(specs):
+        if spec.run_id in seen:
+            first = seen[spec.run_id]
+            raise ConfigError(f"launches/{place}: run_id {spec.run_id!r} is launches/{first}'s already; ids are unique")
+        seen[spec.run_id] = place
+
+
+class _Queues:
+    """Remembers what it looked up, for one batch."""
+
+    def __init__(self, source: QueueSource) -> None:
+        self._source = source
+        self._known: dict[str, QueueSpec] = {}
+
+    def queue(self, name: str) -> QueueSpec:
+        if name not in self._known:
+            self._known[name] = self._source.queue(name)
+        return self._known[name]
+
+
+class _Jobs:
+    """Remembers what it looked up, for one batch."""
+
+    def __init__(self, source: JobSource) -> None:
+        self._source = source
+        self._known: dict[str, JobVersion] = {}
+
+    def get(self, ref: str) -> JobVersion:
+        if ref not in self._known:
+            self._known[ref] = self._source.get(ref)
+        return self._known[ref]
+
+
+# --- W&B's spellings -------------------------------------------------------------------------------------------------
+
+_WANDB_ONLY = frozenset(
+    {"uri", "git", "sweep_id", "template_variables", "registry", "builder", "queue_entity", "python_version",
+     "additional_services", "_resume_count"}
+)  # fmt: skip
+_MOVED = {"run_config": "config", "args": "args", "entry_point": "entrypoint"}
+
+
+def from_wandb(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request in our own words, from one that may use those of a W&B ``launch_spec``.
+
+    Empty keys that only W&B has are dropped, its API key always; one that asks for something we do not do is refused.
+
+    Raises:
+        ConfigError: a value is given in both spellings, or means something that is not supported.
+    """
+    request = {key: value for key, value in spec.items() if key not in {"docker", "overrides", "image_uri", *_WANDB_ONLY}}
+    request.pop("_wandb_api_key", None)
+    for key in _WANDB_ONLY & set(spec):
+        if not _is_empty(spec[key]):
+            raise ConfigError(f"spec/{key}: is not supported; leave it out")
+    for key, value in _section(spec, "overrides").items():
+        if key in _MOVED:
+            _move(request, _MOVED[key], value, f"overrides/{key}")
+        elif not _is_empty(value):
+            raise ConfigError(f"spec/overrides/{key}: is not supported; there are: {', '.join(sorted(_MOVED))}")
+    _move(request, "image", _section(spec, "docker").get("docker_image"), "docker/docker_image")
+    _move(request, "image", spec.get("image_uri"), "image_uri")
+    if isinstance(request.get("job"), str):
+        request["job"] = request["job"].rpartition("/")[2]
+    return request
+
+
+def _section(spec: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = spec.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"spec/{key}: should be a mapping, not {str(value)[:80]!r}")
+    return value
+
+
+def _move(request: dict[str, Any], key: str, value: Any, source: str) -> None:
+    if _is_empty(value):
+        return
+    if not _is_empty(request.get(key)):
+        raise ConfigError(f"spec: {key!r} and {source!r} are the same; give one of them")
+    request[key] = value
+
+
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_empty(item) for item in value.values())
+    return value is None or value in ("", [], ())

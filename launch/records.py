@@ -1,0 +1,129 @@
+"""How records stand in Redis' hashes, and the small ones that have no model of their own. No I/O here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launch.models import Cause, Fence, LaunchSpec, RunRecord, RunState, StopRequest
+
+
+@dataclass(frozen=True)
+class QueueCounts:
+    """How many runs of a queue are where."""
+
+    waiting: int
+    held: int
+    delayed: int
+    active: int
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """A piece of a run's log."""
+
+    id: str
+    """Give the last one back to read on."""
+    stream: str
+    """``stdout``, ``stderr`` or ``build``."""
+    text: str
+    """Not necessarily whole lines."""
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """Something that happened in a run's life."""
+
+    id: str
+    at: float
+    state: RunState
+    attempt: int
+    note: str
+
+
+@dataclass(frozen=True)
+class AgentRecord:
+    """An agent as it last described itself."""
+
+    id: str
+    """Its incarnation: name and boot id. An agent started anew is another one."""
+    name: str
+    host: str
+    pid: int
+    version: str
+    queues: tuple[str, ...]
+    localities: tuple[str, ...]
+    max_jobs: int
+    runs: tuple[str, ...]
+    """Ids of the runs in its slots."""
+    state: str
+    """``serving``, ``draining`` or ``blocked``."""
+    problems: tuple[str, ...]
+    """What keeps it from taking runs, for people."""
+    started_at: float
+    heartbeat_at: float
+    is_alive: bool
+
+
+def spec_to_json(spec: LaunchSpec) -> str:
+    """Return a launch as records and messages hold it: compact, no defaults, the same text for the same launch."""
+    data = spec.model_dump(mode="json", exclude_defaults=True)
+    # The kind of the source is a default of its class, yet it is what tells the classes apart.
+    data["job"]["source"]["kind"] = spec.job.source.kind
+    data["schema_version"] = spec.schema_version
+    return json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False, ensure_ascii=False)
+
+
+def run_from_hash(raw: Mapping[str, str]) -> RunRecord:
+    """Return the run that a record's hash holds."""
+    epoch, nonce = int(raw.get("epoch", 0)), raw.get("nonce", "")
+    return RunRecord(
+        spec=LaunchSpec.model_validate_json(raw["spec"]),
+        state=RunState(raw["state"]),
+        seq=int(raw["seq"]),
+        attempt=int(raw.get("attempt", 0)),
+        agent=raw.get("agent"),
+        fence=Fence(epoch=epoch, nonce=nonce) if epoch else None,
+        image=raw.get("image"),
+        handle=raw.get("handle"),
+        note=raw.get("note"),
+        stop=StopRequest.model_validate_json(raw["stop"]) if "stop" in raw else None,
+        cause=Cause.model_validate_json(raw["cause"]) if "cause" in raw else None,
+        tracked=raw.get("tracked") == "1",
+        config=json.loads(raw.get("config", "{}")),
+        summary=json.loads(raw.get("summary", "{}")),
+        log_cursor=raw.get("log_cursor"),
+        log_bytes=int(raw.get("log_bytes", 0)),
+        log_archive=raw.get("log_archive"),
+        created_at=float(raw["created_at"]),
+        claimed_at=_seconds(raw, "claimed_at"),
+        started_at=_seconds(raw, "started_at"),
+        ended_at=_seconds(raw, "ended_at"),
+    )
+
+
+def _seconds(raw: Mapping[str, str], field: str) -> float | None:
+    return float(raw[field]) if field in raw else None
+
+
+def agent_from_hash(agent: str, raw: Mapping[str, str], beat: float, *, is_alive: bool) -> AgentRecord:
+    """Return the agent that a hash of JSON values holds."""
+    said: dict[str, Any] = {name: json.loads(value) for name, value in raw.items() if name != "unbroken_since"}
+    return AgentRecord(
+        id=agent,
+        name=said["name"],
+        host=said["host"],
+        pid=said["pid"],
+        version=said["version"],
+        queues=tuple(said["queues"]),
+        localities=tuple(said["localities"]),
+        max_jobs=said["max_jobs"],
+        runs=tuple(said["runs"]),
+        state=said["state"],
+        problems=tuple(said["problems"]),
+        started_at=said["started_at"],
+        heartbeat_at=beat,
+        is_alive=is_alive,
+    )

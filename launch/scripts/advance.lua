@@ -1,0 +1,35 @@
+-- Moves a claimed run on, and sets fields of its record.
+-- ARGV: id, epoch, nonce, new state ("" = leave it), legal states to come from (space between), note ("" = none),
+--       then field and value in turn; an empty value deletes the field
+-- Returns OK | LOST | ILLEGAL <state it is in>
+local id, epoch, nonce, state, from, note = unpack(ARGV, 1, 6)
+local refused = refusal(id, epoch, nonce)
+if refused then
+  return refused
+end
+local key = run_key(id)
+local current = redis.call('HGET', key, 'state')
+if state ~= '' and not string.find(' ' .. from .. ' ', ' ' .. current .. ' ', 1, true) then
+  return 'ILLEGAL ' .. current
+end
+local at = now()
+if state ~= '' then
+  redis.call('HSET', key, 'state', state)
+  if state == 'running' and current ~= 'running' then
+    redis.call('HSET', key, 'started_at', stamp(at))
+  end
+end
+for i = 7, #ARGV, 2 do
+  if ARGV[i + 1] == '' then
+    redis.call('HDEL', key, ARGV[i])
+  else
+    redis.call('HSET', key, ARGV[i], ARGV[i + 1])
+  end
+end
+if note ~= '' then
+  redis.call('HSET', key, 'note', note)
+end
+if note ~= '' or (state ~= '' and state ~= current) then
+  emit(id, state ~= '' and state or current, note, at)
+end
+return 'OK'

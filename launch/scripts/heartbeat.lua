@@ -1,0 +1,13 @@
+-- ARGV: agent, longest gap in seconds that still counts as unbroken, then field and value in turn
+-- Returns the time, and since when the agent's heart has beaten without a gap
+local agent, gap = ARGV[1], tonumber(ARGV[2])
+local at = now()
+local key = P .. 'agent:' .. agent
+local before = redis.call('ZSCORE', P .. 'agents', agent)
+if not before or at - tonumber(before) > gap or redis.call('HEXISTS', key, 'unbroken_since') == 0 then
+  redis.call('HSET', key, 'unbroken_since', stamp(at))
+end
+redis.call('ZADD', P .. 'agents', at, agent)
+redis.call('HSET', key, unpack(ARGV, 3))
+redis.call('EXPIRE', key, 604800)
+return {stamp(at), redis.call('HGET', key, 'unbroken_since')}

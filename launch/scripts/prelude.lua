@@ -1,0 +1,84 @@
+-- What every script begins with. Keys, all under "launch:":
+--   run:<id>            hash    the record: see launch.models.RunRecord, one field each, nested ones as JSON
+--   run:<id>:log        stream  what the job writes: s (stream), t (text); made only after the claim
+--   run:<id>:events     stream  its life: state, attempt, note, at; made only after the claim
+--   queue:<q>           hash    spec (JSON), config:<version> (JSON), paused, max_concurrent
+--   queue:<q>:waiting   zset    score = priority class * 2^50 + place; places are 2^16 apart
+--   queue:<q>:held      zset    taken out of the order by a user; keeps its score
+--   queue:<q>:delayed   zset    waiting for its back-off to pass
+--   queue:<q>:active    zset    claimed runs by time of claim
+--   queue:<q>:finished  zset    ended runs by time of end
+--   agents              zset    agent incarnations by time of last heartbeat
+--   agent:<id>          hash    what it said of itself
+--   token:<sha256>      hash    a tracking key's run and attempt
+--   seq                 string  counts runs
+-- Only Redis' clock counts, so that no machine's own can make a run look dead. Numbers go out through %.0f and %.6f:
+-- Lua's own conversion keeps 14 digits, fewer than a score has.
+
+local P = 'launch:'
+
+local function now()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) + tonumber(t[2]) / 1e6
+end
+
+local function stamp(seconds)
+  return string.format('%.6f', seconds)
+end
+
+local function run_key(id)
+  return P .. 'run:' .. id
+end
+
+local function queue_key(queue, set)
+  if set then
+    return P .. 'queue:' .. queue .. ':' .. set
+  end
+  return P .. 'queue:' .. queue
+end
+
+local function wake(message)
+  redis.call('PUBLISH', P .. 'wake', message)
+end
+
+local function emit(id, state, note, at)
+  local attempt = redis.call('HGET', run_key(id), 'attempt') or '0'
+  redis.call('XADD', run_key(id) .. ':events', 'MAXLEN', '~', 500, '*',
+    'state', state, 'attempt', attempt, 'note', note, 'at', stamp(at))
+end
+
+-- Returns nil when the claim named by epoch and nonce is still the run's, else why a write is refused.
+local function refusal(id, epoch, nonce)
+  local r = redis.call('HMGET', run_key(id), 'epoch', 'nonce')
+  if r[1] ~= epoch or r[2] ~= nonce then
+    return 'LOST'
+  end
+  return nil
+end
+
+local function revoke_tokens(id)
+  local tokens = redis.call('HGET', run_key(id), 'tokens')
+  if tokens then
+    for token in string.gmatch(tokens, '%x+') do
+      redis.call('DEL', P .. 'token:' .. token)
+    end
+    redis.call('HDEL', run_key(id), 'tokens')
+  end
+end
+
+-- The waiting set a run leaves the active set for, at its old place, with a message to announce it.
+local function back_to_queue(id, queue, bell)
+  local key = run_key(id)
+  redis.call('ZREM', queue_key(queue, 'active'), id)
+  redis.call('ZADD', queue_key(queue, 'waiting'), redis.call('HGET', key, 'score'), id)
+  redis.call('LPUSH', 'launch.' .. queue, bell)
+  redis.call('HDEL', key, 'agent', 'locality', 'nonce', 'handle', 'image', 'started_at')
+end
+
+local function end_run(id, queue, state, cause, at)
+  local key = run_key(id)
+  redis.call('HSET', key, 'state', state, 'cause', cause, 'ended_at', stamp(at))
+  redis.call('HDEL', key, 'note')
+  redis.call('ZADD', queue_key(queue, 'finished'), at, id)
+  revoke_tokens(id)
+end

@@ -1,0 +1,14 @@
+-- An agent that goes lets go of a run; its state stays, and the next agent adopts it at once.
+-- ARGV: id, epoch, nonce
+-- Returns OK | LOST
+local id, epoch, nonce = unpack(ARGV)
+local refused = refusal(id, epoch, nonce)
+if refused then
+  return refused
+end
+local key = run_key(id)
+local agent = redis.call('HGET', key, 'agent')
+redis.call('HDEL', key, 'agent', 'nonce')
+emit(id, redis.call('HGET', key, 'state'), 'released by ' .. agent, now())
+wake('orphan ' .. id)
+return 'OK'
