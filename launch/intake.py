@@ -7,9 +7,12 @@ and jobs, writes nothing: a request that is refused leaves nothing behind.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Required, TypedDict
+
+from pydantic import field_validator
 
 from launch.errors import ConfigError, RequestError
 from launch.models import (
@@ -22,14 +25,14 @@ from launch.models import (
     Model,
     Priority,
     QueueSpec,
-    Source,
     Tracking,
     new_run_id,
     parse,
 )
 from launch.plugins import Runner, runner_class
 from launch.records import spec_to_json
-from launch.resolve import as_json, own_section, resolve
+from launch.resolve import as_json, check_config, own_section, resolve
+from launch.wandb_spec import from_wandb
 
 
 class QueueSource(Protocol):
@@ -56,31 +59,89 @@ class CodeSnapshots(Protocol):
         ...
 
 
+class Launch(TypedDict, total=False):
+    """The keywords of :func:`launch.enqueue`."""
+
+    queue: Required[str]
+    """The queue's name; its target resource decides what else is needed."""
+    job: str | None
+    """A registered job: ``"digits"``, ``"digits:v3"``, ``"digits:latest"``."""
+    image: str | None
+    """A container image that holds everything."""
+    command: Sequence[str] | str | None
+    """A list, or text that is split as a shell would; with ``image``, what to run in it."""
+    path: str | Path | None
+    """A directory of code, snapshot now."""
+    entrypoint: Sequence[str] | str | None
+    """What to run in ``path``, or instead of a job's own entrypoint."""
+    args: Sequence[str]
+    """Appended to the entrypoint."""
+    config: Mapping[str, Any] | None
+    """Overrides of the script's ``wandb.config``; JSON types only."""
+    resource_args: Mapping[str, Any] | None
+    """Override of the queue's resource config, as far as the queue allows it: mappings merge, lists and scalars
+    replace, ``None`` deletes. W&B's form ``{"local-container": {...}}`` is accepted."""
+    resource: str | None
+    """Checked against the queue's own; only for requests that name one."""
+    priority: str | int | None
+    """``"critical"``, ``"high"``, ``"medium"`` or ``"low"``, in a queue created with priorities."""
+    name: str | None
+    """What people call the run; need not be unique."""
+    project: str | None
+    """``"uncategorized"`` if none is given."""
+    entity: str | None
+    """``"local"`` if none is given."""
+    author: str | None
+    """Who launches it; none: the user of this process."""
+    run_id: str | None
+    """1 to 40 of ``a-z0-9-``; the same launch with the same id again is the run there is."""
+    tracking: Tracking | str | None
+    """``"optional"``: the run may finish without calling ``wandb.init``."""
+
+
 class Request(Model):
-    """What may be asked for. Its values are checked further where their meaning is known."""
+    """A :class:`Launch` with its keywords and outer types checked, the rest where its meaning is known."""
 
     queue: str
     job: str | None = None
-    """A registered job: ``digits``, ``digits:v3``, ``digits:latest``."""
     image: str | None = None
     command: tuple[str, ...] | None = None
-    """Without a job or image: all there is to run. With an image: what to run in it."""
     path: Path | None = None
-    """A directory of code that need not be a registered job."""
     entrypoint: tuple[str, ...] | None = None
-    """What to run in ``path``, or instead of a job's own entrypoint."""
     args: tuple[str, ...] = ()
     config: Any = None
     resource_args: Any = None
     resource: str | None = None
-    """Checked against the queue's, for requests that name one."""
     priority: Any = None
     name: Any = None
     project: Any = None
     entity: Any = None
     author: Any = None
     run_id: Any = None
-    tracking: Tracking | None = None
+    tracking: Any = None
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _split_command(cls, value: Any) -> Any:
+        return split_command(value) if isinstance(value, str) else value
+
+    @field_validator("entrypoint", mode="before")
+    @classmethod
+    def _split_entrypoint(cls, value: Any) -> Any:
+        from launch.jobs import parse_entrypoint
+
+        return parse_entrypoint(value) if isinstance(value, str) else value
+
+    @field_validator("command", "entrypoint", "args")
+    @classmethod
+    def _has_no_zeros(cls, words: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for word in words or ():
+            if "\0" in word:
+                raise ValueError(f"{word!r} has a zero character in it, which no command may have")
+        return words
+
+
+_STAND_IN = Job(source=CommandSource(), entrypoint=("true",))
 
 
 class SpecBuilder:
@@ -116,7 +177,6 @@ class SpecBuilder:
         runner = runner_class(queue.resource)
         resource_args = _override(asked, queue, runner)
         effective = resolve(queue, runner, resource_args)
-        job, job_ref = self._job(asked)
         given = {key: getattr(asked, key) for key in ("name", "project", "entity", "author")}
         fields = {
             **{key: value for key, value in given.items() if value is not None},
@@ -124,15 +184,17 @@ class SpecBuilder:
             "queue": queue.name,
             "queue_version": queue.version,
             "resource": queue.resource,
-            "job": job,
-            "job_ref": job_ref,
             "priority": priority,
             "args": asked.args,
             "config": config,
             "resource_args": resource_args,
             "resource_config": effective,
         }
-        spec = parse(LaunchSpec, fields, where=where)
+        if asked.path is not None:
+            # A snapshot writes to the artifact store, so all the rest must be right before one is taken.
+            _check_size(parse(LaunchSpec, {**fields, "job": _STAND_IN}, where=where))
+        job, job_ref = self._job(asked)
+        spec = parse(LaunchSpec, {**fields, "job": job, "job_ref": job_ref}, where=where)
         _check_size(spec)
         return spec
 
@@ -185,12 +247,12 @@ class SpecBuilder:
             if self._snapshot is None:
                 raise ConfigError("path: code cannot be named by a path here; register it as a job first")
             job = self._snapshot(asked.path, asked.entrypoint or asked.command or ())
+        elif asked.image is not None:
+            job = image_job(asked.image, asked.command or asked.entrypoint, Tracking.REQUIRED)
         else:
-            source: Source = ImageSource(image=_image(asked.image)) if asked.image is not None else CommandSource()
-            fields = {"source": source, "entrypoint": asked.command or asked.entrypoint or ()}
-            job = parse(Job, fields, where="launch")
+            job = Job(source=CommandSource(), entrypoint=asked.command or ())
         if asked.tracking is not None:
-            job = _replaced(job, tracking=asked.tracking)
+            job = _replaced(job, tracking=as_tracking(asked.tracking))
         return job, ref
 
 
@@ -198,10 +260,40 @@ def _replaced(job: Job, **fields: Any) -> Job:
     return parse(Job, {**{name: getattr(job, name) for name in Job.model_fields}, **fields}, where="launch")
 
 
-def _image(reference: str) -> str:
+def image_job(image: str, command: Sequence[str] | str | None, tracking: Tracking | str) -> Job:
+    """Return the job that an image is.
+
+    Raises:
+        ConfigError: the image reference or the command is malformed.
+    """
     from launch.jobs import check_image
 
-    return check_image(reference)
+    words = split_command(command) if isinstance(command, str) else tuple(command or ())
+    source = ImageSource(image=check_image(image))
+    return parse(Job, {"source": source, "entrypoint": words, "tracking": as_tracking(tracking)}, where="job")
+
+
+def as_tracking(value: Tracking | str) -> Tracking:
+    """Return the tracking of that name, or raise a ConfigError."""
+    try:
+        return Tracking(value)
+    except ValueError:
+        raise ConfigError(f"tracking: should be one of {', '.join(Tracking)}, not {value!r}") from None
+
+
+def split_command(text: str) -> tuple[str, ...]:
+    """Return a command's words, quotes understood as a shell would; nothing else of a shell is.
+
+    Raises:
+        ConfigError: unbalanced quotes, or nothing in it.
+    """
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as exc:
+        raise ConfigError(f"command: {text!r} has unbalanced quotes or a stray backslash: {exc}") from exc
+    if not words:
+        raise ConfigError(f"command: {text!r} is empty: there is nothing to run")
+    return words
 
 
 def _check_one_source(asked: Request, where: str) -> None:
@@ -209,6 +301,8 @@ def _check_one_source(asked: Request, where: str) -> None:
     command = asked.command is not None
     if len(named) > 1:
         raise ConfigError(f"{where}: give one of job, image and path, not {' and '.join(named)}")
+    if not named and not command and asked.entrypoint is not None:
+        raise ConfigError(f"{where}: an entrypoint needs a job, image or path; what runs alone is a command")
     if not named and not command:
         raise ConfigError(f"{where}: give one of job, image and command: there is nothing to run")
     if named == ["job"] and command:
@@ -223,8 +317,8 @@ def _priority(value: Any, queue: QueueSpec) -> Priority:
     priority = Priority.MEDIUM if value is None else Priority.of(value)
     if priority is not Priority.MEDIUM and not queue.priorities:
         raise ConfigError(
-            f"priority: queue {queue.name!r} was created without priorities, so {priority.label!r} has no meaning in it; "
-            "leave the priority out, or use a queue created with --priorities"
+            f"priority: queue {queue.name!r} was created without priorities, so {priority.label!r} means nothing "
+            "there; leave the priority out, or use a queue created with --priorities"
         )
     return priority
 
@@ -296,56 +390,41 @@ class _Jobs:
         return self._known[ref]
 
 
-# --- W&B's spellings -------------------------------------------------------------------------------------------------
-
-_WANDB_ONLY = frozenset(
-    {"uri", "git", "sweep_id", "template_variables", "registry", "builder", "queue_entity", "python_version",
-     "additional_services", "_resume_count"}
-)  # fmt: skip
-_MOVED = {"run_config": "config", "args": "args", "entry_point": "entrypoint"}
+# --- queues ----------------------------------------------------------------------------------------------------------
 
 
-def from_wandb(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request in our own words, from one that may use those of a W&B ``launch_spec``.
-
-    Empty keys that only W&B has are dropped, its API key always; one that asks for something we do not do is refused.
+def queue_spec(
+    name: str,
+    resource: str,
+    config: Mapping[str, Any] | None,
+    overrides: str | Sequence[str],
+    priorities: bool,
+    max_concurrent: int | None,
+) -> QueueSpec:
+    """Return a queue's settings, checked; its config under canonical keys, its resource under the runner's own name.
 
     Raises:
-        ConfigError: a value is given in both spellings, or means something that is not supported.
+        ConfigError: a value is wrong; the message names it.
     """
-    request = {key: value for key, value in spec.items() if key not in {"docker", "overrides", "image_uri", *_WANDB_ONLY}}
-    request.pop("_wandb_api_key", None)
-    for key in _WANDB_ONLY & set(spec):
-        if not _is_empty(spec[key]):
-            raise ConfigError(f"spec/{key}: is not supported; leave it out")
-    for key, value in _section(spec, "overrides").items():
-        if key in _MOVED:
-            _move(request, _MOVED[key], value, f"overrides/{key}")
-        elif not _is_empty(value):
-            raise ConfigError(f"spec/overrides/{key}: is not supported; there are: {', '.join(sorted(_MOVED))}")
-    _move(request, "image", _section(spec, "docker").get("docker_image"), "docker/docker_image")
-    _move(request, "image", spec.get("image_uri"), "image_uri")
-    if isinstance(request.get("job"), str):
-        request["job"] = request["job"].rpartition("/")[2]
-    return request
+    runner = runner_class(resource)
+    where = f"queue {name!r}"
+    if not isinstance(config or {}, Mapping):
+        raise ConfigError(f"{where}/config: should be a mapping, such as {{'cpus': 1}}, not {config!r}")
+    given = own_section(as_json(config or {}, f"{where}/config"), (resource, runner.name, *runner.aliases))
+    fields = {
+        "name": name,
+        "resource": runner.name,
+        "config": check_config(runner, given, where=f"{where}/config"),
+        "overrides": _override_rule(overrides, where),
+        "priorities": priorities,
+        "max_concurrent": max_concurrent,
+    }
+    return parse(QueueSpec, fields, where=where)
 
 
-def _section(spec: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = spec.get(key) or {}
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"spec/{key}: should be a mapping, not {str(value)[:80]!r}")
-    return value
-
-
-def _move(request: dict[str, Any], key: str, value: Any, source: str) -> None:
-    if _is_empty(value):
-        return
-    if not _is_empty(request.get(key)):
-        raise ConfigError(f"spec: {key!r} and {source!r} are the same; give one of them")
-    request[key] = value
-
-
-def _is_empty(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_empty(item) for item in value.values())
-    return value is None or value in ("", [], ())
+def _override_rule(rule: str | Sequence[str], where: str) -> str | tuple[str, ...]:
+    if rule in ("safe", "all", "none"):
+        return str(rule)
+    if isinstance(rule, str) or not all(isinstance(key, str) for key in rule):
+        raise ConfigError(f"{where}/overrides: should be 'safe', 'all', 'none' or a list of keys, not {rule!r}")
+    return tuple(rule)

@@ -369,6 +369,8 @@ class RunRecord(Model):
     attempt: int = 0
     """The try it is at; 0 before the first claim."""
     agent: str | None = None
+    locality: str | None = None
+    """Which agents can follow it at its target: those with the same one."""
     fence: Fence | None = None
     image: str | None = None
     """What the builder made or found: an image reference, or a virtual environment's path."""

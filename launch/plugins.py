@@ -178,6 +178,13 @@ class Runner(ABC):
     def tracking_host(self, options: Any) -> str | None:
         """Return the address at which a job reaches a server on this machine, or none if it cannot."""
 
+    def scratch_dir(self, attempt_name: str) -> str | None:
+        """Return a folder at the target that the job may write and that goes with the attempt.
+
+        None: all of the target is thrown away with the attempt, so the job may write where it likes.
+        """
+        return None
+
     @abstractmethod
     def plan(self, attempt: Attempt, image: str | None, options: Any) -> Plan:
         """Return what will be sent: pure, no connection needed.

@@ -85,6 +85,7 @@ def run_from_hash(raw: Mapping[str, str]) -> RunRecord:
         seq=int(raw["seq"]),
         attempt=int(raw.get("attempt", 0)),
         agent=raw.get("agent"),
+        locality=raw.get("locality") or None,
         fence=Fence(epoch=epoch, nonce=nonce) if epoch else None,
         image=raw.get("image"),
         handle=raw.get("handle"),

@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel
 
 from launch.errors import ConfigError
-from launch.models import OverrideRule, QueueSpec, did_you_mean, known_keys, parse
+from launch.models import LaunchSpec, OverrideRule, QueueSpec, did_you_mean, known_keys, parse
 
 Origin = Literal["queue", "launch"]
 
-MACROS = ("run_id", "image_uri", "project_name", "entity_name", "run_name", "author")
+BUILDER = "builder"
+"""The section of a resource config that is the builder's; the runner's ``Options`` do not know it."""
 MAX_DEPTH = 100
 MAX_INTEGER_BITS = 4096
 
@@ -55,15 +56,20 @@ def resolve(queue: QueueSpec, runner: type[Target], override: Mapping[str, Any])
     _refuse_unknown(runner, mine, where="resource_args")
     check_overrides(_canonical_rule(runner, queue.overrides), mine, runner.safe_overrides, queue.name)
     effective = merge(default, mine)
-    parse(runner.Options, effective, where="resource_args" if mine else f"queue {queue.name!r}/config")
+    _check_options(runner, effective, where="resource_args" if mine else f"queue {queue.name!r}/config")
     return effective
 
 
 def check_config(runner: type[Target], config: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """Return a queue's default config under canonical keys, or raise a ConfigError that names the key."""
     result = canonical(runner, config, where=where)
-    parse(runner.Options, result, where=where)
+    _check_options(runner, result, where=where)
     return result
+
+
+def _check_options(runner: type[Target], config: Mapping[str, Any], *, where: str) -> None:
+    _mapping(config.get(BUILDER, {}), f"{where}/{BUILDER}")
+    parse(runner.Options, {key: value for key, value in config.items() if key != BUILDER}, where=where)
 
 
 def canonical(runner: type[Target], config: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -84,7 +90,7 @@ def canonical(runner: type[Target], config: Mapping[str, Any], *, where: str) ->
 def _refuse_unknown(runner: type[Target], config: Mapping[str, Any], *, where: str) -> None:
     if runner.Options.model_config.get("extra") == "allow":
         return
-    known = known_keys(runner.Options)
+    known = [*known_keys(runner.Options), BUILDER]
     for key in config:
         if key not in known:
             raise ConfigError(f"{where}/{key}: unknown key{did_you_mean(key, known)}")
@@ -117,7 +123,9 @@ def check_overrides(rule: OverrideRule, keys: Iterable[str], safe: Iterable[str]
     said = rule if isinstance(rule, str) else ", ".join(rule)
     may = f"it may override: {', '.join(sorted(allowed))}" if allowed else "it may override nothing"
     what = ", ".join(repr(key) for key in refused)
-    raise ConfigError(f"resource_args: queue {queue!r} does not let a launch override {what} (overrides: {said}); {may}")
+    raise ConfigError(
+        f"resource_args: queue {queue!r} does not let a launch override {what} (overrides: {said}); {may}"
+    )
 
 
 def merge(default: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,6 +232,18 @@ def render_macros(config: Any, values: Mapping[str, str]) -> Any:
     if isinstance(config, list | tuple):
         return [render_macros(item, values) for item in config]
     return config
+
+
+def macro_values(spec: LaunchSpec, image: str) -> dict[str, str]:
+    """Return ``{macro: value}`` for :func:`render_macros`, as of an attempt with this image."""
+    return {
+        "run_id": spec.run_id,
+        "image_uri": image,
+        "project_name": spec.project,
+        "entity_name": spec.entity,
+        "run_name": spec.name or spec.run_id,
+        "author": spec.author or "",
+    }
 
 
 def as_json(value: Any, where: str) -> Any:

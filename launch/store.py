@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-from launch.broker import encode_bell
+from launch.broker import encode_bell, message_lists
 from launch.connection import LaunchRedis, connect
 from launch.errors import ConflictError, LaunchError, LostClaimError, NotFoundError
 from launch.models import (
@@ -370,9 +371,13 @@ class RunStore:
         if answer != "OK":
             raise LaunchError(f"run {run_id}: {script} refused: {answer}")
 
-    def active(self, queue: str) -> list[RunRecord]:
-        """Return the claimed runs of a queue, the longest claimed first."""
-        return self.records(self.redis.zrange(f"{P}queue:{queue}:active", 0, -1))
+    def owners(self, queue: str) -> dict[str, str | None]:
+        """Return ``{run id: agent}`` of a queue's claimed runs, the longest claimed first; none: nobody's."""
+        run_ids = self.redis.zrange(f"{P}queue:{queue}:active", 0, -1)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.hget(f"{P}run:{run_id}", "agent")
+            return dict(zip(run_ids, pipe.execute(), strict=True))
 
     def stops(self, run_ids: Sequence[str]) -> dict[str, float]:
         """Return ``{run id: grace in seconds}`` of those among the runs that somebody wants stopped."""
@@ -381,6 +386,73 @@ class RunStore:
                 pipe.hget(f"{P}run:{run_id}", "stop")
             found = pipe.execute()
         return {run_id: float(json.loads(stop)["grace_s"]) for run_id, stop in zip(run_ids, found, strict=True) if stop}
+
+    # --- messages and waiting runs, compared -------------------------------------------------------------------------
+
+    def messages(self, queue: str) -> tuple[int, int]:
+        """Return how many messages a queue's lists hold, and how many runs wait: the same, but for a moment."""
+        with self.redis.pipeline(transaction=True) as pipe:
+            for name in message_lists(queue):
+                pipe.llen(name)
+            pipe.zcard(f"{P}queue:{queue}:waiting")
+            *lengths, waiting = pipe.execute()
+        return sum(lengths), waiting
+
+    def ring_missing(self, queue: str) -> int:
+        """Add the messages a queue is short of; returns how many."""
+        messages, waiting = self.messages(queue)
+        if messages >= waiting:
+            return 0
+        # Whose messages they are does not matter: receiving one means claiming the head.
+        heads = self.redis.zrange(f"{P}queue:{queue}:waiting", 0, min(waiting - messages, _BATCH) - 1)
+        bells = [encode_bell(run.spec, spec_to_json(run.spec)) for run in self.records(heads)]
+        return int(self._run("ring", queue, *bells))
+
+    def peek(self, queue: str, limit: int = 20_000) -> Iterator[tuple[str, str]]:
+        """Yield ``(list, message)`` of what waits in a queue's lists, the next to be received first."""
+        for name in message_lists(queue):
+            for start in range(1, limit + 1, _BATCH):
+                page = self.redis.lrange(name, -(start + _BATCH - 1), -start)
+                yield from ((name, message) for message in reversed(page))
+                if len(page) < _BATCH:
+                    break
+
+    def take_message(self, name: str, message: str) -> bool:
+        """Remove one message from a list; false when it is no longer there."""
+        return bool(self.redis.lrem(name, -1, message))
+
+    def waiting_among(self, queue: str, run_ids: Sequence[str]) -> set[str]:
+        """Return those of the runs that wait in the queue."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.zscore(f"{P}queue:{queue}:waiting", run_id)
+            return {run_id for run_id, score in zip(run_ids, pipe.execute(), strict=True) if score is not None}
+
+    def refuse(self, spec: LaunchSpec, cause: Cause) -> None:
+        """Record a request that is no valid launch as a failed run, so that its sender can see why."""
+        self._run("refuse", spec.run_id, spec_to_json(spec), spec.queue, cause.model_dump_json(), cause.message)
+
+    def gives_out(self, queue: str) -> bool:
+        """Return whether a claim would not be blocked now."""
+        paused, limit = self.redis.hmget(f"{P}queue:{queue}", "paused", "max_concurrent")
+        return paused != "1" and (limit is None or self.redis.zcard(f"{P}queue:{queue}:active") < int(limit))
+
+    def subscribe(self) -> Any:
+        """Return a subscription to the wake channel: ``stop <run>``, ``queue <name>``, ``orphan <run>``."""
+        pubsub = self.redis.pubsub()
+        pubsub.subscribe(WAKE_CHANNEL)
+        return pubsub
+
+    @contextmanager
+    def turn(self, duty: str, agent: str, for_s: float) -> Iterator[bool]:
+        """Give one agent at a time the turn at a duty, for so long at most: yields whether it is this one's."""
+        key = f"{P}turn:{duty}"
+        mine = bool(self.redis.set(key, agent, nx=True, px=int(for_s * 1000)))
+        try:
+            yield mine
+        finally:
+            if mine and self.redis.get(key) == agent:
+                self.redis.delete(key)
 
     # --- agents and the server ---------------------------------------------------------------------------------------
 
@@ -393,6 +465,10 @@ class RunStore:
         """Take an agent that went of its own will off the list."""
         self.redis.zrem(f"{P}agents", agent)
         self.redis.delete(f"{P}agent:{agent}")
+
+    def living(self, *, dead_after_s: float) -> set[str]:
+        """Return the agents that have been seen within so many seconds."""
+        return set(self.redis.zrange(f"{P}agents", self.now() - dead_after_s, "+inf", byscore=True))
 
     def agents(self, *, dead_after_s: float = 10.0) -> list[AgentRecord]:
         """Return the agents that have been seen, the living first, then by name."""

@@ -29,9 +29,9 @@ _PAGE = 1000
 
 @dataclass(frozen=True)
 class Metrics:
-    """One row of what the script logged."""
+    """Rows of what the script logged, as many as came together."""
 
-    row: dict[str, Any]
+    rows: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Run:
 
     def _new_metrics(self, seen: _Seen) -> Iterator[Metrics]:
         while page := self._store.read_history(self.id, after=seen.history, limit=_PAGE):
-            yield from (Metrics(row) for _, row in page)
+            yield Metrics(tuple(row for _, row in page))
             seen.history = page[-1][0]
 
     def _chunks(self, follow: bool) -> Iterator[tuple[str, str]]:

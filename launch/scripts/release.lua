@@ -10,5 +10,5 @@ local key = run_key(id)
 local agent = redis.call('HGET', key, 'agent')
 redis.call('HDEL', key, 'agent', 'nonce')
 emit(id, redis.call('HGET', key, 'state'), 'released by ' .. agent, now())
-wake('orphan ' .. id)
+wake('orphan ' .. id .. ' ' .. agent)
 return 'OK'

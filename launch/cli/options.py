@@ -1,0 +1,135 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from launch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from launch.client import Client
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+PRIORITIES = ("critical", "high", "medium", "low")
+TRACKINGS = ("required", "optional")
+
+
+def as_json_option(function: Function) -> Function:
+    """Add ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+
+
+def client() -> Client:
+    """Return the client of this command, closed when the command ends."""
+    from launch.client import Client
+
+    made = Client(note=lambda sentence: click.echo(f"note: {sentence}", err=True))
+    click.get_current_context().call_on_close(made.close)
+    return made
+
+
+def read_config(values: Sequence[str], *, option: str = "-c") -> dict[str, Any]:
+    """Return the mapping that repeated ``-c`` options describe; later ones win.
+
+    Args:
+        values: each ``key=value`` (the value read as JSON if it is JSON, dots in the key nest), a JSON object, or the
+            path of a JSON or YAML file.
+        option: its name, for messages.
+
+    Raises:
+        ConfigError: a value is none of these.
+    """
+    config: dict[str, Any] = {}
+    for text in values:
+        if text.lstrip().startswith("{"):
+            _merge_in(config, _json_object(text, option))
+        elif "=" in text:
+            _set(config, text, option)
+        else:
+            _merge_in(config, _file(text, option))
+    return config
+
+
+def read_mapping(text: str | None, *, option: str) -> dict[str, Any] | None:
+    """Return the mapping in a JSON text or in a JSON or YAML file; none for none.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text is None:
+        return None
+    return _json_object(text, option) if text.lstrip().startswith("{") else _file(text, option)
+
+
+def _merge_in(config: dict[str, Any], more: dict[str, Any]) -> None:
+    for key, value in more.items():
+        below = config.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            _merge_in(below, value)
+        else:
+            config[key] = value
+
+
+def _set(config: dict[str, Any], text: str, option: str) -> None:
+    key, _, value = text.partition("=")
+    *above, last = key.split(".")
+    if not all((*above, last)):
+        raise ConfigError(f"{option}: {text!r} has an empty key; write key=value, or outer.inner=value")
+    place = config
+    for part in above:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"{option}: {key!r} goes below {part!r}, which has a value of its own already")
+    place[last] = _value(value)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _json_object(text: str, option: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as exc:
+        raise ConfigError(f"{option}: is no valid JSON ({exc}): {text[:80]!r}") from exc
+    assert isinstance(found, dict)  # it begins with a brace
+    return found
+
+
+def _file(text: str, option: str) -> dict[str, Any]:
+    path = Path(text)
+    try:
+        content = path.read_text()
+    except (OSError, UnicodeDecodeError) as exc:
+        _no_file(text, option, exc)
+    try:
+        found = json.loads(content) if path.suffix == ".json" else _yaml(content)
+    except ValueError as exc:
+        raise ConfigError(f"{option}: {text} cannot be read: {exc}") from exc
+    if not isinstance(found, dict):
+        raise ConfigError(f"{option}: {text} should hold a mapping, not {type(found).__name__}")
+    return found
+
+
+def _no_file(text: str, option: str, exc: Exception) -> NoReturn:
+    why = getattr(exc, "strerror", None) or "not text"
+    hint = "key=value, a JSON object or a file" if option == "-c" else "a JSON object or a file"
+    raise ConfigError(f"{option}: should be {hint}, and {text!r} is no readable file ({why.lower()})") from exc
+
+
+def _yaml(content: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(content)
+    except yaml.YAMLError as exc:
+        raise ValueError(str(exc)) from exc

@@ -1,0 +1,158 @@
+"""A run in this agent's hands: writes that outlast a Redis outage, and the question "is it still ours?"."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from launch.errors import LostClaimError, TemporaryError
+from launch.models import Cause, LaunchSpec, RunState
+from launch.store import Claimed, RunStore
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.5
+
+
+class DetachedError(Exception):
+    """The agent lets go of the run; what is at the target stays."""
+
+
+class Lease:
+    """How long ago this agent was last known to live; on the monotonic clock, which no one sets."""
+
+    def __init__(self, valid_s: float) -> None:
+        self.valid_s = valid_s
+        self._renewed = time.monotonic()
+
+    def renew(self, at: float) -> None:
+        """Note a heartbeat that was sent at a monotonic time and has been answered."""
+        self._renewed = at
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether no other agent can have taken this one for dead."""
+        return time.monotonic() - self._renewed < self.valid_s
+
+
+class Claim:
+    """One claimed run. Every write is tried until Redis is back, the claim is lost or the agent detaches."""
+
+    def __init__(self, claimed: Claimed, store: RunStore, lease: Lease) -> None:
+        self.record = claimed.record
+        self.fence = claimed.fence
+        self.store = store
+        self._lease = lease
+        self._detached = threading.Event()
+        self._stop_grace_s: float | None = claimed.record.stop.grace_s if claimed.record.stop else None
+        self._on_stop: Callable[[float], None] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.record.id
+
+    @property
+    def spec(self) -> LaunchSpec:
+        """The launch."""
+        return self.record.spec
+
+    # --- what others tell it ------------------------------------------------------------------------------------------
+
+    def detach(self) -> None:
+        """Make the thread that works on the run let go at its next step."""
+        self._detached.set()
+
+    @property
+    def is_detached(self) -> bool:
+        """Whether the thread that works on the run should let go."""
+        return self._detached.is_set()
+
+    def request_stop(self, grace_s: float) -> None:
+        """Pass on that somebody wants the run stopped; a shorter grace than before counts."""
+        with self._lock:
+            if self._stop_grace_s is not None and grace_s >= self._stop_grace_s:
+                return
+            self._stop_grace_s = grace_s
+            on_stop = self._on_stop
+        if on_stop:
+            on_stop(grace_s)
+
+    def when_stopped(self, on_stop: Callable[[float], None]) -> None:
+        """Call ``on_stop(grace_s)`` as soon as a stop is requested, now if it has been."""
+        with self._lock:
+            self._on_stop = on_stop
+            grace_s = self._stop_grace_s
+        if grace_s is not None:
+            on_stop(grace_s)
+
+    @property
+    def is_stop_requested(self) -> bool:
+        """Whether somebody wants the run stopped."""
+        return self._stop_grace_s is not None
+
+    # --- writes -------------------------------------------------------------------------------------------------------
+
+    def advance(self, to: RunState | None = None, *, note: str = "", **fields: str | None) -> None:
+        """See :meth:`RunStore.advance`."""
+        self._insist(lambda: self.store.advance(self.id, self.fence, to, note=note, **fields))
+
+    def finish(self, state: RunState, cause: Cause, *, log_archive: str | None = None) -> None:
+        """See :meth:`RunStore.finish`."""
+        self._insist(lambda: self.store.finish(self.id, self.fence, state, cause, log_archive=log_archive))
+
+    def unclaim(self, *, note: str, counts: bool) -> None:
+        """See :meth:`RunStore.unclaim`."""
+        self._insist(lambda: self.store.unclaim(self.record, self.fence, note=note, counts=counts))
+
+    def append_log(self, chunks: list[tuple[str, str]], **position: Any) -> None:
+        """See :meth:`RunStore.append_log`."""
+        self._insist(lambda: self.store.append_log(self.id, self.fence, chunks, **position))
+
+    def refresh(self) -> None:
+        """Read the record again."""
+        self.record = self._insist(lambda: self.store.record(self.id))
+
+    def guard(self) -> None:
+        """Return when the run is surely still ours; called before each effect outside Redis.
+
+        Raises:
+            LostClaimError: it is another's.
+            DetachedError: the agent lets go.
+        """
+        while True:
+            self.advance()
+            if self._lease.is_valid:
+                return
+            self.pause(_RETRY_S)
+
+    def _insist(self, write: Callable[[], Any]) -> Any:
+        while True:
+            if self.is_detached:
+                raise DetachedError(self.id)
+            try:
+                return write()
+            except TemporaryError as exc:
+                log.warning("run %s: %s; trying again", self.id, exc)
+                self.pause(_RETRY_S)
+
+    def now(self) -> float:
+        """Return Redis' time."""
+        return float(self._insist(self.store.now))
+
+    def pause(self, seconds: float) -> None:
+        """Wait a while, or raise DetachedError as soon as the agent lets go."""
+        if self._detached.wait(seconds):
+            raise DetachedError(self.id)
+
+    def release(self) -> None:
+        """Let go of the run for the next agent, once; Redis being away is no reason to stay."""
+        self.detach()
+        try:
+            self.store.release(self.id, self.fence)
+        except (LostClaimError, TemporaryError) as exc:
+            log.warning("run %s: not released: %s", self.id, exc)

@@ -1,0 +1,272 @@
+"""The connection to a Docker engine, shared by the runner and the builder: the only module that imports its SDK.
+
+The SDK is imported when a connection is first needed. Its errors end here: an engine that is away is a
+:class:`~launch.errors.TemporaryError`, a refused request a :class:`Refused` with the engine's own words, which the
+caller turns into what it means there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field
+
+from launch.errors import LaunchError, TemporaryError
+from launch.models import Model
+from launch.plugins import Problem
+
+T = TypeVar("T")
+MIN_API = (1, 40)
+"""API of Docker 19.03: the first with GPUs, and with one time stamp for all parts of a long line."""
+
+_PASSING = re.compile(
+    r"no space left|deadline exceeded|i/o timeout|timed? ?out|connection refused|connection reset|broken pipe"
+    r"|unexpected EOF|error while dialing|ttrpc: closed|toomanyrequests|rate limit|server misbehaving"
+    r"|temporary failure|service unavailable|bad gateway|TLS handshake timeout|network is unreachable",
+    re.IGNORECASE,
+)
+"""Words of an engine or registry that is away or full for now."""
+
+
+class EngineSettings(Model):
+    """The ``docker`` section of an agent's config; the runner and the builder share it."""
+
+    host: str | None = None
+    """``unix:///path``, ``tcp://host:port`` or ``ssh://user@host``. None: ``DOCKER_HOST``, then the current context."""
+
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """How long one request to the engine may take."""
+
+    pass_env: tuple[str, ...] = ()
+    """Names that a resource config's ``env`` may take from the agent's own environment."""
+
+    tracking_host: str | None = None
+    """Where containers reach this machine. None: the gateway of the container's network."""
+
+    min_free_gb: Annotated[float, Field(ge=0)] = 1.0
+    """The agent takes no run while the engine's disk has less than this."""
+
+    python_version: str | None = None
+    """For jobs that name none: ``"3.12"``. None: the agent's own."""
+
+    base_image: str = "python:{python_version}-slim"
+    """What environment images start from, unless the resource config says otherwise."""
+
+    build_args: dict[str, str] = {}
+    """Build arguments of environment images, such as ``PIP_INDEX_URL`` or ``HTTPS_PROXY``."""
+
+
+class Refused(Exception):  # noqa: N818  # not an error of its own: the caller says what it means
+    """The engine answered, and said no."""
+
+    def __init__(self, status: int, words: str) -> None:
+        super().__init__(words)
+        self.status = status
+        self.words = words
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same request may succeed later: a full disk, a registry that is away."""
+        return _PASSING.search(self.words) is not None
+
+
+class Engine:
+    """One engine, connected when first used, and again after it was away. Safe to use from several threads."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        self._client: Any = None
+        self._info: dict[str, Any] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def host(self) -> str:
+        """The engine's address, as far as it is known without asking it."""
+        return self.settings.host or os.environ.get("DOCKER_HOST") or _context_host() or "unix:///var/run/docker.sock"
+
+    @property
+    def api(self) -> Any:
+        """The SDK's low-level client; use it inside :meth:`talk`."""
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
+
+    def _connect(self) -> Any:
+        import docker
+        from docker.utils import kwargs_from_env
+
+        from_env = kwargs_from_env() if not self.settings.host and os.environ.get("DOCKER_HOST") else {}
+        make: Any = docker.APIClient
+        arguments = {"base_url": self.host, "version": "auto", "timeout": self.settings.timeout_s, **from_env}
+        return make(**arguments)
+
+    @contextlib.contextmanager
+    def talk(self) -> Iterator[Any]:
+        """Give the client for a block whose errors become ours.
+
+        Raises:
+            TemporaryError: the engine is away.
+            Refused: it said no.
+        """
+        import docker.errors
+        import requests
+        import urllib3
+
+        try:
+            yield self.api
+        except docker.errors.APIError as exc:
+            raise Refused(exc.status_code or 500, _words(exc)) from exc
+        except (docker.errors.DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
+            raise TemporaryError(f"the Docker engine at {self.host} does not answer: {_why(exc)}") from exc
+
+    def get_stream(self, path: str, params: Mapping[str, Any]) -> tuple[Iterator[bytes], Callable[[], None]]:
+        """Return the pieces of an endless answer as they come, and a function that ends it from any thread."""
+        with self.talk() as api:
+            url = f"{api.base_url}/v{api.api_version}{path}"
+            response = api.get(url, params=params, stream=True, timeout=(self.settings.timeout_s, None))
+            if response.status_code >= 400:
+                with response:
+                    raise Refused(response.status_code, str(response.json().get("message", response.reason)))
+        return response.raw.stream(1 << 16), stream_closer(response)
+
+    def info(self) -> dict[str, Any]:
+        """Return the engine's description of itself, asked once."""
+        if self._info is None:
+            with self.talk() as api:
+                self._info = dict(api.info())
+        return self._info
+
+    def check(self) -> list[Problem]:
+        """Return what keeps the engine from running containers now."""
+        try:
+            self._info = None
+            info = self.info()
+            with self.talk() as api:
+                version = api.version()
+        except ImportError:
+            return [Problem("the Docker SDK is not installed", "pip install 'openlaunch[docker]'")]
+        except (LaunchError, Refused) as exc:
+            return [Problem(str(exc), self._how_to_reach(str(exc)))]
+        return [*_check_version(version), *self._check_disk(info)]
+
+    def _how_to_reach(self, why: str) -> str:
+        if "Permission denied" in why:
+            return "sudo usermod -aG docker $USER, then log in again"
+        return "start Docker (sudo systemctl start docker), or set DOCKER_HOST or the agent config's docker/host"
+
+    def _check_disk(self, info: Mapping[str, Any]) -> list[Problem]:
+        root = str(info.get("DockerRootDir", ""))
+        if not self.host.startswith("unix://") or not os.path.isdir(root):  # noqa: PTH112
+            return []  # a remote engine, or one in a virtual machine: its disk cannot be seen from here
+        stat = os.statvfs(root)
+        free_gb = stat.f_bavail * stat.f_frsize / 1e9
+        if free_gb >= self.settings.min_free_gb:
+            return []
+        return [Problem(f"{free_gb:.1f} GB are free in {root}", "free some space: docker system prune")]
+
+
+def _check_version(version: Mapping[str, Any]) -> list[Problem]:
+    api = str(version.get("ApiVersion", "0"))
+    if tuple(int(part) for part in api.split(".")) >= MIN_API:
+        return []
+    return [Problem(f"Docker {version.get('Version')} speaks API {api}", "update to Docker 19.03 or later")]
+
+
+def _context_host() -> str | None:
+    from docker.context import ContextAPI
+
+    with contextlib.suppress(Exception):  # a broken ~/.docker/config.json: the default address is tried
+        context = ContextAPI.get_current_context()
+        return str(context.Host) if context is not None and context.Host else None
+    return None
+
+
+def _words(exc: Any) -> str:
+    return str(exc.explanation or exc).strip()
+
+
+def _why(exc: BaseException) -> str:
+    """Return the innermost reason: the outer ones repeat it with class names around."""
+    while exc.__cause__ is not None or exc.__context__ is not None:
+        exc = exc.__cause__ or exc.__context__ or exc
+    return str(exc) or type(exc).__name__
+
+
+def stream_closer(response: Any) -> Callable[[], None]:
+    """Return a function that ends a streamed answer, also while another thread is blocked reading it."""
+    from docker.types import CancellableStream
+
+    def close() -> None:
+        with contextlib.suppress(Exception):  # it may have ended by itself just now
+            CancellableStream(iter(()), response).close()
+        response.close()
+
+    return close
+
+
+_END = object()
+
+
+def read_with_pauses(source: Iterable[T], close: Callable[[], None], pause_s: float) -> Iterator[list[T]]:
+    """Yield what ``source`` gives, as much at a time as there is, and an empty list after each ``pause_s`` of silence.
+
+    A thread does the blocking reads, so that the consumer can look up. Errors of ``source`` are raised here; leaving
+    the iterator calls ``close``, which must end the read that is under way.
+    """
+    items: queue.Queue[Any] = queue.Queue(maxsize=1024)
+    left = threading.Event()
+
+    def read() -> None:
+        last: object = _END
+        try:
+            for item in source:
+                items.put(item)
+                if left.is_set():
+                    return
+        except Exception as exc:
+            last = _Failure(exc)
+        items.put(last)
+
+    thread = threading.Thread(target=read, name="docker-stream", daemon=True)
+    thread.start()
+    try:
+        yield from _batches(items, pause_s)
+    finally:
+        left.set()
+        close()
+        while thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                items.get_nowait()
+            thread.join(0.01)
+
+
+class _Failure:
+    def __init__(self, exc: Exception) -> None:
+        self.exc = exc
+
+
+def _batches(items: queue.Queue[Any], pause_s: float) -> Iterator[list[Any]]:
+    while True:
+        try:
+            batch = [items.get(timeout=pause_s)]
+        except queue.Empty:
+            yield []
+            continue
+        with contextlib.suppress(queue.Empty):
+            while len(batch) < 1024:
+                batch.append(items.get_nowait())
+        last = batch[-1]
+        if last is _END or isinstance(last, _Failure):
+            if batch[:-1]:
+                yield batch[:-1]
+            if isinstance(last, _Failure):
+                raise last.exc
+            return
+        yield batch

@@ -1,0 +1,350 @@
+"""The life of a claimed run, top to bottom: fetch, build, plan, submit, follow, conclude, remove.
+
+Each step may be the agent's last, so each leaves behind what the next agent needs to go on: before the handle is
+recorded, everything is done again (a build is found made, a submit finds its own attempt); after it, the attempt is
+followed from the recorded cursor. ``guard`` stands before every effect outside Redis: a run that has passed to another
+agent is let go of, and nothing of it is touched.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from launch.artifacts import ArtifactStore
+from launch.errors import BuildError, ConfigError, LaunchError, LostClaimError, PullError, TemporaryError
+from launch.models import Cause, CauseKind, CodeSource, ImageSource, LaunchSpec, RunState, Tracking, parse
+from launch.plugins import Attempt, Build, Builder, BuildRequest, Plan, Runner, Status
+from launch.resolve import render_macros
+from launch.tracking import tracking_env
+from workers.claim import Claim, DetachedError
+from workers.conclude import conclude
+from workers.logs import LogPump, LogWriter
+
+log = logging.getLogger(__name__)
+
+_LOOK_UP_S = 5.0
+"""How often a thread that waits for an attempt's end looks at time limits."""
+_AWAY_S = 1.0
+_TIMEOUT_GRACE_S = 10.0
+_LOG_END_S = 60.0
+"""How long the log of an ended attempt may take to arrive in full."""
+
+
+class TrackingServer(Protocol):
+    """What the agent knows of the tracking server."""
+
+    def url_for(self, runner: Runner, options: Any) -> str | None:
+        """Return where a job at this target reaches the server, none if it cannot ever.
+
+        Raises:
+            TemporaryError: it could, but the server is not up.
+        """
+        ...
+
+    def issue_key(self, run_id: str, attempt: int) -> str:
+        """Return a new key with which an attempt, and nobody else, may write the run's tracking."""
+        ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target resource this agent serves."""
+
+    runner: Runner
+    builder: Builder
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What an agent lends to the runs it carries."""
+
+    installation: str
+    home: Path
+    artifacts: ArtifactStore
+    tracking: TrackingServer
+    target_for: Callable[[str], Target]
+    """A resource's target; raises a ConfigError when this agent has no runner for it."""
+    recheck: Callable[[LaunchSpec], None]
+    """Raises a ConfigError when the queue does not allow what the launch overrides."""
+    log_cap_chars: int
+    max_run_seconds: float | None
+    at_step: Callable[[str, str], None] = lambda *_: None
+    """Called before each step with its name and the run's id; a test's place to die."""
+
+
+def execute(claim: Claim, tools: Tools) -> None:
+    """Carry a claimed run to its end, from wherever it is.
+
+    Raises:
+        TemporaryError: its target is away, and the run is back at its old place in the queue.
+    """
+    target = _target(claim, tools)
+    if target is None:
+        return
+    writer = LogWriter(claim, log_path(tools.home, claim), cap_chars=tools.log_cap_chars)
+    try:
+        handle = claim.record.handle or _start(claim, tools, target, writer)
+        if handle is None:
+            return
+        status, timed_out_s = _follow(claim, tools, target.runner, handle, writer)
+        _conclude(claim, tools, target.runner, handle, status, timed_out_s, writer)
+        tools.at_step("remove", claim.id)
+        _remove(claim, target.runner, handle)
+    except LostClaimError:
+        log.warning("run %s: now another agent's, let go", claim.id)
+    except DetachedError:
+        log.info("run %s: let go, its job goes on", claim.id)
+
+
+def log_path(home: Path, claim: Claim) -> Path:
+    """Return the file that holds an attempt's whole log while it runs."""
+    return home / "logs" / f"{claim.id}-{claim.record.attempt}.jsonl"
+
+
+def _target(claim: Claim, tools: Tools) -> Target | None:
+    try:
+        return tools.target_for(claim.spec.resource)
+    except ConfigError as exc:
+        _fail(claim, CauseKind.CONFIG, str(exc))
+        return None
+
+
+# --- until it has a handle --------------------------------------------------------------------------------------------
+
+
+def _start(claim: Claim, tools: Tools, target: Target, writer: LogWriter) -> str | None:
+    """Build and submit; none when the run has ended or gone back to its queue instead."""
+    try:
+        return _build_and_submit(claim, tools, target, writer)
+    except InterruptedError:
+        _stopped_before_start(claim, tools, target.runner)
+    except BuildError as exc:
+        _fail(claim, CauseKind.BUILD, str(exc), writer)
+    except PullError as exc:
+        _fail(claim, CauseKind.PULL, str(exc), writer)
+    except TemporaryError as exc:
+        claim.unclaim(note=str(exc), counts=False)
+        raise
+    except LaunchError as exc:
+        _fail(claim, CauseKind.CONFIG, str(exc), writer)
+    except (LostClaimError, DetachedError):
+        raise
+    except Exception as exc:
+        log.exception("run %s: could not be started", claim.id)
+        _fail(claim, CauseKind.INTERNAL, f"The agent failed while starting it: {type(exc).__name__}: {exc}", writer)
+    return None
+
+
+def _build_and_submit(claim: Claim, tools: Tools, target: Target, writer: LogWriter) -> str:
+    spec, runner = claim.spec, target.runner
+    tools.recheck(spec)
+
+    tools.at_step("fetch", claim.id)
+    code = _fetch_code(spec, tools)
+
+    tools.at_step("build", claim.id)
+    build = _build(claim, tools, target.builder, writer)
+    claim.advance(RunState.STARTING, note=build.because, image=build.image)
+
+    options = _options(spec, runner, build.image)
+    attempt = _attempt(claim, tools, runner, options, code)
+    plan: Plan = runner.plan(attempt, build.image, options)
+
+    tools.at_step("submit", claim.id)
+    if claim.is_stop_requested:
+        raise InterruptedError
+    claim.guard()
+    handle = runner.submit(plan)
+
+    tools.at_step("record", claim.id)
+    claim.advance(RunState.RUNNING, note="started", handle=handle)
+    return handle
+
+
+def _fetch_code(spec: LaunchSpec, tools: Tools) -> Path | None:
+    source = spec.job.source
+    if not isinstance(source, CodeSource):
+        return None
+    return tools.artifacts.fetch(source.archive, tools.home / "cache" / "code" / f"{source.archive}.tar.gz")
+
+
+def _build(claim: Claim, tools: Tools, builder: Builder, writer: LogWriter) -> Build:
+    spec = claim.spec
+    source, requirements = spec.job.source, spec.job.requirements
+    request = BuildRequest(
+        image=source.image if isinstance(source, ImageSource) else None,
+        requirements=tools.artifacts.get_bytes(requirements).decode() if requirements else None,
+        python_version=spec.job.python_version,
+        options=spec.resource_config.get("builder", {}),
+    )
+    build = builder.build(
+        request,
+        log=lambda text: writer.write("build", text),
+        cancelled=lambda: claim.is_stop_requested or claim.is_detached,
+    )
+    writer.flush()
+    return build
+
+
+def _options(spec: LaunchSpec, runner: Runner, image: str) -> Any:
+    values = {
+        "run_id": spec.run_id,
+        "image_uri": image,
+        "project_name": spec.project,
+        "entity_name": spec.entity,
+        "run_name": spec.name or spec.run_id,
+        "author": spec.author or "",
+    }
+    rendered = render_macros({k: v for k, v in spec.resource_config.items() if k != "builder"}, values)
+    return parse(runner.Options, rendered, where="resource config")
+
+
+def _attempt(claim: Claim, tools: Tools, runner: Runner, options: Any, code: Path | None) -> Attempt:
+    spec, number = claim.spec, claim.record.attempt
+    env: Mapping[str, str] = {"WANDB_MODE": "offline"}
+    secret_env = {}
+    url = _tracking_url(spec, tools, runner, options)
+    if url is not None:
+        env = tracking_env(spec, number, base_url=url, wandb_dir=None)
+        secret_env["WANDB_API_KEY"] = tools.tracking.issue_key(spec.run_id, number)
+    return Attempt(
+        installation=tools.installation,
+        run_id=spec.run_id,
+        number=number,
+        command=spec.command,
+        env=env,
+        secret_env=secret_env,
+        code=code,
+    )
+
+
+def _tracking_url(spec: LaunchSpec, tools: Tools, runner: Runner, options: Any) -> str | None:
+    is_required = spec.job.tracking is Tracking.REQUIRED
+    try:
+        url = tools.tracking.url_for(runner, options)
+    except TemporaryError:
+        if is_required:
+            raise
+        return None
+    if url is None and is_required:
+        raise ConfigError(
+            "resource config: a job of this queue cannot reach the tracking server (its network is cut off); "
+            "give it a network, or launch with --tracking optional"
+        )
+    return url
+
+
+def _stopped_before_start(claim: Claim, tools: Tools, runner: Runner) -> None:
+    """End a run that was stopped, or let go of one whose agent goes, before it had a handle."""
+    if claim.is_detached:
+        raise DetachedError(claim.id)
+    # An agent that died in the middle of a submit may have left the attempt behind.
+    name = Attempt(tools.installation, claim.id, claim.record.attempt, ()).name
+    left_behind = runner.find().get(name)
+    if left_behind is not None:
+        claim.guard()
+        runner.stop(left_behind, 0)
+        runner.wait(left_behind, _LOOK_UP_S)
+        runner.remove(left_behind)
+    claim.refresh()
+    by = claim.record.stop.by if claim.record.stop else "its agent"
+    claim.finish(RunState.STOPPED, Cause(kind=CauseKind.STOPPED, message=f"Stopped by {by} before it started."))
+
+
+def _fail(claim: Claim, kind: CauseKind, message: str, writer: LogWriter | None = None) -> None:
+    tail = writer.tail() if writer else ()
+    claim.finish(RunState.FAILED, Cause(kind=kind, message=message, log_tail=tail))
+
+
+# --- from the handle on -----------------------------------------------------------------------------------------------
+
+
+def _follow(claim: Claim, tools: Tools, runner: Runner, handle: str, writer: LogWriter) -> tuple[Status, float | None]:
+    """Wait for the attempt's end; returns its status, and the time limit it ran into, if it did."""
+    tools.at_step("follow", claim.id)
+    claim.when_stopped(lambda grace_s: _stop(claim, runner, handle, grace_s))
+    pump = LogPump(runner, handle, writer, claim)
+    pump.start()
+    limit_s, timed_out_s = tools.max_run_seconds, None
+    since = time.monotonic() - _seconds_running(claim)
+    while not (status := _wait(claim, runner, handle)).is_final:
+        if limit_s is not None and timed_out_s is None and time.monotonic() - since > limit_s:
+            timed_out_s = limit_s
+            _stop(claim, runner, handle, _TIMEOUT_GRACE_S)
+    if not pump.join(_LOG_END_S):
+        log.warning("run %s: its log did not end within %g s of the job", claim.id, _LOG_END_S)
+    return status, timed_out_s
+
+
+def _seconds_running(claim: Claim) -> float:
+    claim.refresh()
+    started_at = claim.record.started_at
+    return 0.0 if started_at is None else max(0.0, claim.now() - started_at)
+
+
+def _wait(claim: Claim, runner: Runner, handle: str) -> Status:
+    """Return the attempt's status once it is final, or after a while; a target that is away is waited for."""
+    while not claim.is_detached:
+        try:
+            return runner.wait(handle, _LOOK_UP_S)
+        except TemporaryError as exc:
+            log.warning("run %s: its target is away: %s", claim.id, exc)
+            claim.pause(_AWAY_S)
+    raise DetachedError(claim.id)
+
+
+def _stop(claim: Claim, runner: Runner, handle: str, grace_s: float) -> None:
+    """Ask the target to end the attempt, until it has heard it."""
+    while True:
+        claim.guard()
+        try:
+            return runner.stop(handle, grace_s)
+        except TemporaryError as exc:
+            log.warning("run %s: cannot be stopped yet: %s", claim.id, exc)
+            claim.pause(_AWAY_S)
+
+
+def _conclude(
+    claim: Claim,
+    tools: Tools,
+    runner: Runner,
+    handle: str,
+    status: Status,
+    timed_out_s: float | None,
+    writer: LogWriter,
+) -> None:
+    tools.at_step("conclude", claim.id)
+    claim.refresh()
+    archive = _archive_log(claim, tools, runner, handle, writer)
+    state, cause = conclude(claim.record, status, timed_out_s=timed_out_s, tail=writer.tail())
+    claim.finish(state, cause, log_archive=archive)
+    if archive is not None:
+        writer.path.unlink(missing_ok=True)
+
+
+def _archive_log(claim: Claim, tools: Tools, runner: Runner, handle: str, writer: LogWriter) -> str | None:
+    """Put the whole log into the artifact store; a store that is full or away must not cost the run its result."""
+    try:
+        writer.flush()
+        if not writer.is_whole:
+            build = [(entry.stream, entry.text) for entry in claim.store.read_log(claim.id) if entry.stream == "build"]
+            job = ((chunk.stream, chunk.text) for chunk in runner.logs(handle, None))
+            writer.rewrite(itertools.chain(build, job))
+        return tools.artifacts.put_file(writer.path)
+    except (OSError, LaunchError) as exc:
+        log.error("run %s: its log stays at %s, the artifact store took it not: %s", claim.id, writer.path, exc)
+        return None
+
+
+def _remove(claim: Claim, runner: Runner, handle: str) -> None:
+    """Clear up at the target; what cannot be removed now is found by the agent's sweep."""
+    try:
+        runner.remove(handle)
+    except LaunchError as exc:
+        log.warning("run %s: its remains at the target are left for later: %s", claim.id, exc)
