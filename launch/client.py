@@ -11,8 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
 from launch.errors import ConfigError, TemporaryError
-from launch.intake import Launch, SpecBuilder, as_tracking, image_job, queue_spec
+from launch.intake import SpecBuilder
 from launch.models import Job, JobVersion, LaunchSpec, QueueSpec, RunState, Tracking
+from launch.queue_spec import queue_spec
+from launch.request import Launch, as_tracking, image_job
 from launch.settings import Settings
 from launch.settings import settings as process_settings
 from launch.watch import Run
@@ -121,7 +123,7 @@ class Client:
         ``path``: one of them, or an image with a command.
 
         Args:
-            launch: see :class:`~launch.intake.Launch` for what each keyword means.
+            launch: see :class:`~launch.request.Launch` for what each keyword means.
 
         Raises:
             RequestError: something in it is wrong; the message names the value and the fix, and nothing was written.

@@ -133,10 +133,13 @@ class _Place:
 
     def is_held(self) -> bool:
         """Whether a server lives on this data."""
-        if not (self.folder / "data.lock").exists():
-            return False
-        with self.lock() as mine:
-            return mine is None
+        try:
+            if not (self.folder / "data.lock").exists():
+                return False
+            with self.lock() as mine:
+                return mine is None
+        except PermissionError as exc:
+            raise ConfigError(f"LAUNCH_HOME: {exc.filename} is another user's; choose a home of your own") from exc
 
     @contextmanager
     def lock(self) -> Iterator[int | None]:
@@ -211,8 +214,10 @@ def _ask(path: Path, command: bytes) -> _Answer:
             reply = connection.recv(64)
         except (TimeoutError, BlockingIOError):
             return _Answer.SILENT
-        except (FileNotFoundError, ConnectionError):
+        except (FileNotFoundError, NotADirectoryError, ConnectionError):
             return _Answer.ABSENT
+        except PermissionError as exc:
+            raise ConfigError(f"LAUNCH_HOME: {path} is another user's; choose a home of your own") from exc
         except OSError as exc:
             raise TemporaryError(f"the broker's socket {path} cannot be used: {exc.strerror}") from exc
     if not reply:

@@ -7,22 +7,17 @@ and jobs, writes nothing: a request that is refused leaves nothing behind.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Required, TypedDict
-
-from pydantic import field_validator
+from typing import Any, Protocol
 
 from launch.errors import ConfigError, RequestError
 from launch.models import (
     MAX_SPEC_BYTES,
     CommandSource,
-    ImageSource,
     Job,
     JobVersion,
     LaunchSpec,
-    Model,
     Priority,
     QueueSpec,
     Tracking,
@@ -31,7 +26,8 @@ from launch.models import (
 )
 from launch.plugins import Runner, runner_class
 from launch.records import spec_to_json
-from launch.resolve import as_json, check_config, own_section, resolve
+from launch.request import Request, as_tracking, check_one_source, image_job, json_mapping
+from launch.resolve import own_section, resolve
 from launch.wandb_spec import from_wandb
 
 
@@ -57,88 +53,6 @@ class CodeSnapshots(Protocol):
     def __call__(self, path: Path, entrypoint: tuple[str, ...]) -> Job:
         """Return the job whose code is a snapshot of the directory."""
         ...
-
-
-class Launch(TypedDict, total=False):
-    """The keywords of :func:`launch.enqueue`."""
-
-    queue: Required[str]
-    """The queue's name; its target resource decides what else is needed."""
-    job: str | None
-    """A registered job: ``"digits"``, ``"digits:v3"``, ``"digits:latest"``."""
-    image: str | None
-    """A container image that holds everything."""
-    command: Sequence[str] | str | None
-    """A list, or text that is split as a shell would; with ``image``, what to run in it."""
-    path: str | Path | None
-    """A directory of code, snapshot now."""
-    entrypoint: Sequence[str] | str | None
-    """What to run in ``path``, or instead of a job's own entrypoint."""
-    args: Sequence[str]
-    """Appended to the entrypoint."""
-    config: Mapping[str, Any] | None
-    """Overrides of the script's ``wandb.config``; JSON types only."""
-    resource_args: Mapping[str, Any] | None
-    """Override of the queue's resource config, as far as the queue allows it: mappings merge, lists and scalars
-    replace, ``None`` deletes. W&B's form ``{"local-container": {...}}`` is accepted."""
-    resource: str | None
-    """Checked against the queue's own; only for requests that name one."""
-    priority: str | int | None
-    """``"critical"``, ``"high"``, ``"medium"`` or ``"low"``, in a queue created with priorities."""
-    name: str | None
-    """What people call the run; need not be unique."""
-    project: str | None
-    """``"uncategorized"`` if none is given."""
-    entity: str | None
-    """``"local"`` if none is given."""
-    author: str | None
-    """Who launches it; none: the user of this process."""
-    run_id: str | None
-    """1 to 40 of ``a-z0-9-``; the same launch with the same id again is the run there is."""
-    tracking: Tracking | str | None
-    """``"optional"``: the run may finish without calling ``wandb.init``."""
-
-
-class Request(Model):
-    """A :class:`Launch` with its keywords and outer types checked, the rest where its meaning is known."""
-
-    queue: str
-    job: str | None = None
-    image: str | None = None
-    command: tuple[str, ...] | None = None
-    path: Path | None = None
-    entrypoint: tuple[str, ...] | None = None
-    args: tuple[str, ...] = ()
-    config: Any = None
-    resource_args: Any = None
-    resource: str | None = None
-    priority: Any = None
-    name: Any = None
-    project: Any = None
-    entity: Any = None
-    author: Any = None
-    run_id: Any = None
-    tracking: Any = None
-
-    @field_validator("command", mode="before")
-    @classmethod
-    def _split_command(cls, value: Any) -> Any:
-        return split_command(value) if isinstance(value, str) else value
-
-    @field_validator("entrypoint", mode="before")
-    @classmethod
-    def _split_entrypoint(cls, value: Any) -> Any:
-        from launch.jobs import parse_entrypoint
-
-        return parse_entrypoint(value) if isinstance(value, str) else value
-
-    @field_validator("command", "entrypoint", "args")
-    @classmethod
-    def _has_no_zeros(cls, words: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for word in words or ():
-            if "\0" in word:
-                raise ValueError(f"{word!r} has a zero character in it, which no command may have")
-        return words
 
 
 _STAND_IN = Job(source=CommandSource(), entrypoint=("true",))
@@ -170,10 +84,10 @@ class SpecBuilder:
             RequestError: something in it is wrong; the message names the value and the fix.
         """
         asked = parse(Request, {key: value for key, value in request.items() if value is not None}, where=where)
-        _check_one_source(asked, where)
+        check_one_source(asked, where)
         queue = self._queues.queue(asked.queue)
         priority = _priority(asked.priority, queue)
-        config = _config(asked.config)
+        config = json_mapping(asked.config, "config")
         runner = runner_class(queue.resource)
         resource_args = _override(asked, queue, runner)
         effective = resolve(queue, runner, resource_args)
@@ -260,59 +174,6 @@ def _replaced(job: Job, **fields: Any) -> Job:
     return parse(Job, {**{name: getattr(job, name) for name in Job.model_fields}, **fields}, where="launch")
 
 
-def image_job(image: str, command: Sequence[str] | str | None, tracking: Tracking | str) -> Job:
-    """Return the job that an image is.
-
-    Raises:
-        ConfigError: the image reference or the command is malformed.
-    """
-    from launch.jobs import check_image
-
-    words = split_command(command) if isinstance(command, str) else tuple(command or ())
-    source = ImageSource(image=check_image(image))
-    return parse(Job, {"source": source, "entrypoint": words, "tracking": as_tracking(tracking)}, where="job")
-
-
-def as_tracking(value: Tracking | str) -> Tracking:
-    """Return the tracking of that name, or raise a ConfigError."""
-    try:
-        return Tracking(value)
-    except ValueError:
-        raise ConfigError(f"tracking: should be one of {', '.join(Tracking)}, not {value!r}") from None
-
-
-def split_command(text: str) -> tuple[str, ...]:
-    """Return a command's words, quotes understood as a shell would; nothing else of a shell is.
-
-    Raises:
-        ConfigError: unbalanced quotes, or nothing in it.
-    """
-    try:
-        words = tuple(shlex.split(text))
-    except ValueError as exc:
-        raise ConfigError(f"command: {text!r} has unbalanced quotes or a stray backslash: {exc}") from exc
-    if not words:
-        raise ConfigError(f"command: {text!r} is empty: there is nothing to run")
-    return words
-
-
-def _check_one_source(asked: Request, where: str) -> None:
-    named = [key for key in ("job", "image", "path") if getattr(asked, key) is not None]
-    command = asked.command is not None
-    if len(named) > 1:
-        raise ConfigError(f"{where}: give one of job, image and path, not {' and '.join(named)}")
-    if not named and not command and asked.entrypoint is not None:
-        raise ConfigError(f"{where}: an entrypoint needs a job, image or path; what runs alone is a command")
-    if not named and not command:
-        raise ConfigError(f"{where}: give one of job, image and command: there is nothing to run")
-    if named == ["job"] and command:
-        raise ConfigError(f"{where}: give one of job and command; args are appended to the job's own entrypoint")
-    if command and asked.entrypoint is not None:
-        raise ConfigError(f"{where}: give one of command and entrypoint")
-    if command and not asked.command:
-        raise ConfigError(f"{where}/command: is empty: there is nothing to run")
-
-
 def _priority(value: Any, queue: QueueSpec) -> Priority:
     priority = Priority.MEDIUM if value is None else Priority.of(value)
     if priority is not Priority.MEDIUM and not queue.priorities:
@@ -323,25 +184,13 @@ def _priority(value: Any, queue: QueueSpec) -> Priority:
     return priority
 
 
-def _config(value: Any) -> dict[str, Any]:
-    return _json_mapping(value, "config")
-
-
-def _json_mapping(value: Any, where: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: should be a mapping, such as {{'epochs': 3}}, not {str(value)[:80]!r}")
-    return dict(as_json(value, where))
-
-
 def _override(asked: Request, queue: QueueSpec, runner: type[Runner]) -> dict[str, Any]:
     names = (queue.resource, runner.name, *runner.aliases)
     if asked.resource is not None and asked.resource not in names:
         raise ConfigError(
             f"resource: queue {queue.name!r} is of resource {queue.resource!r}, not {asked.resource!r}; leave it out"
         )
-    return own_section(_json_mapping(asked.resource_args, "resource_args"), names)
+    return own_section(json_mapping(asked.resource_args, "resource_args"), names)
 
 
 def _check_size(spec: LaunchSpec) -> None:
@@ -388,43 +237,3 @@ class _Jobs:
         if ref not in self._known:
             self._known[ref] = self._source.get(ref)
         return self._known[ref]
-
-
-# --- queues ----------------------------------------------------------------------------------------------------------
-
-
-def queue_spec(
-    name: str,
-    resource: str,
-    config: Mapping[str, Any] | None,
-    overrides: str | Sequence[str],
-    priorities: bool,
-    max_concurrent: int | None,
-) -> QueueSpec:
-    """Return a queue's settings, checked; its config under canonical keys, its resource under the runner's own name.
-
-    Raises:
-        ConfigError: a value is wrong; the message names it.
-    """
-    runner = runner_class(resource)
-    where = f"queue {name!r}"
-    if not isinstance(config or {}, Mapping):
-        raise ConfigError(f"{where}/config: should be a mapping, such as {{'cpus': 1}}, not {config!r}")
-    given = own_section(as_json(config or {}, f"{where}/config"), (resource, runner.name, *runner.aliases))
-    fields = {
-        "name": name,
-        "resource": runner.name,
-        "config": check_config(runner, given, where=f"{where}/config"),
-        "overrides": _override_rule(overrides, where),
-        "priorities": priorities,
-        "max_concurrent": max_concurrent,
-    }
-    return parse(QueueSpec, fields, where=where)
-
-
-def _override_rule(rule: str | Sequence[str], where: str) -> str | tuple[str, ...]:
-    if rule in ("safe", "all", "none"):
-        return str(rule)
-    if isinstance(rule, str) or not all(isinstance(key, str) for key in rule):
-        raise ConfigError(f"{where}/overrides: should be 'safe', 'all', 'none' or a list of keys, not {rule!r}")
-    return tuple(rule)

@@ -68,12 +68,7 @@ class JobRegistry:
         Raises:
             ConfigError: the name or an alias is not one.
         """
-        arguments = [
-            check_job_name(name),
-            content := job.model_dump_json(),
-            _sha256(content),
-            *map(check_alias, aliases),
-        ]
+        arguments = [check_job_name(name), job.model_dump_json(), _content(job), *map(check_alias, aliases)]
         version, is_new = self._create(args=arguments)
         return JobVersion.model_validate_json(version), bool(is_new)
 

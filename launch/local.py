@@ -18,11 +18,11 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from launch.client import queue_spec
 from launch.embedded import broker_url, running, stop_broker
 from launch.errors import ConflictError, NotFoundError
 from launch.models import RunState
 from launch.processes import Background, start_time
+from launch.queue_spec import queue_spec
 from launch.records import AgentRecord
 from launch.settings import Settings
 from launch.store import RunStore

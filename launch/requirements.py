@@ -38,7 +38,7 @@ def read_requirements(path: Path, explicit: Path | None = None) -> str | None:
 def requirement_notes(text: str | None, *, needs_wandb: bool) -> list[str]:
     """Return what the user should know about a job's requirements, a sentence each."""
     notes = []
-    if needs_wandb and not re.search(r"(?im)^[^#]*\bwandb\b", text or ""):
+    if needs_wandb and not re.search(r"(?im)^[^#]*\bwandb\b(?!-)", text or ""):
         notes.append(
             "the requirements do not name wandb, and a run that never calls wandb.init counts as failed; add it to "
             "requirements.txt, or use tracking 'optional'"

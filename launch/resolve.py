@@ -53,7 +53,7 @@ def resolve(queue: QueueSpec, runner: type[Target], override: Mapping[str, Any])
     """
     default = canonical(runner, queue.config, where=f"queue {queue.name!r}/config")
     mine = canonical(runner, override, where="resource_args")
-    _refuse_unknown(runner, mine, where="resource_args")
+    refuse_unknown(runner, mine, where="resource_args")
     check_overrides(_canonical_rule(runner, queue.overrides), mine, runner.safe_overrides, queue.name)
     effective = merge(default, mine)
     _check_options(runner, effective, where="resource_args" if mine else f"queue {queue.name!r}/config")
@@ -87,11 +87,12 @@ def canonical(runner: type[Target], config: Mapping[str, Any], *, where: str) ->
     return runner.canonical(config)
 
 
-def _refuse_unknown(runner: type[Target], config: Mapping[str, Any], *, where: str) -> None:
+def refuse_unknown(runner: type[Target], keys: Iterable[str], *, where: str) -> None:
+    """Raise a ConfigError for the first key, canonical, that the target's config does not have."""
     if runner.Options.model_config.get("extra") == "allow":
         return
     known = [*known_keys(runner.Options), BUILDER]
-    for key in config:
+    for key in keys:
         if key not in known:
             raise ConfigError(f"{where}/{key}: unknown key{did_you_mean(key, known)}")
 

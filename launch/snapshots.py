@@ -303,13 +303,13 @@ def _add(tar: tarfile.TarFile, root: Path, entry: _Entry) -> None:
     try:
         with (root / entry.name).open("rb") as file:
             tar.addfile(info, file)
-            changed = bool(file.read(1))
-    except (FileNotFoundError, tarfile.ReadError):
-        changed = True
+            has_grown = bool(file.read(1))
     except PermissionError as exc:
         raise ConfigError(f"path: {entry.name} cannot be read: {exc.strerror}") from exc
-    if changed:
-        raise TemporaryError(f"{root / entry.name} changed while it was read; try again")
+    except OSError as exc:  # gone or shorter, or the temporary folder is full
+        raise TemporaryError(f"{root / entry.name} could not be put into the snapshot: {exc}; try again") from exc
+    if has_grown:
+        raise TemporaryError(f"{root / entry.name} grew while it was put into the snapshot; try again")
 
 
 def _info(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:

@@ -366,7 +366,7 @@ class RunStore:
 
     def _fenced(self, script: str, run_id: str, fence: Fence, *args: Any) -> None:
         answer = self._run(script, run_id, fence.epoch, fence.nonce, *args)
-        if answer == "LOST":
+        if answer in ("LOST", "ENDED"):
             raise LostClaimError(f"run {run_id}: the claim of epoch {fence.epoch} is no longer the run's")
         if answer != "OK":
             raise LaunchError(f"run {run_id}: {script} refused: {answer}")

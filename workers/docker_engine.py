@@ -136,6 +136,30 @@ class Engine:
                     raise Refused(response.status_code, str(response.json().get("message", response.reason)))
         return response.raw.stream(1 << 16), stream_closer(response)
 
+    def wait(self, container: str, condition: str, timeout_s: float) -> None:
+        """Return when the engine says that the container meets the condition, is unknown, or after the timeout.
+
+        Source: https://docs.docker.com/reference/api/engine/version/v1.41/#tag/Container/operation/ContainerWait
+        """
+        import requests
+
+        with contextlib.suppress(Refused), self.talk() as api:
+            try:
+                api.wait(container, timeout=timeout_s, condition=condition)
+            except requests.ReadTimeout:
+                return
+            except requests.ConnectionError as exc:
+                if "Read timed out" not in str(exc):  # the SDK's answer to a timeout after the headers
+                    raise
+
+    def stop(self, container: str, grace_s: int) -> None:
+        """Have the engine ask the container to end, and kill it after ``grace_s``; returns when it has ended."""
+        with self.talk() as api:
+            url = f"{api.base_url}/v{api.api_version}/containers/{container}/stop"
+            with api.post(url, params={"t": grace_s}, timeout=grace_s + self.settings.timeout_s) as response:
+                if response.status_code >= 400:
+                    raise Refused(response.status_code, str(response.json().get("message", response.reason)))
+
     def info(self) -> dict[str, Any]:
         """Return the engine's description of itself, asked once."""
         if self._info is None:

@@ -27,6 +27,7 @@ from workers.config import ENV_CONFIG, AgentConfig, read_config
 
 log = logging.getLogger("workers")
 
+_SERVER_PATIENCE_S = 5.0
 _QUICK_S = 60.0
 _MAX_PAUSE_S = 30.0
 _GIVE_UP_AFTER = 10
@@ -60,10 +61,19 @@ def command(drain: bool, config: Path | None, **options: Any) -> None:
 def _check(config: AgentConfig, url: str) -> None:
     """Refuse to start an agent that could not run anything."""
     store = RunStore.connect(url, timeout_s=settings().connect_timeout_s)
+    if not config.tracking_url:
+        # Both are often started at the same moment.
+        _wait_for_server(store, _SERVER_PATIENCE_S)
     problems = Agent(config, settings(), store).check()
     if problems:
         lines = [f"  {problem.what}\n    to mend it: {problem.fix}" for problem in problems]
         raise TemporaryError("\n".join(["this agent cannot serve its queues yet:", *lines]))
+
+
+def _wait_for_server(store: RunStore, patience_s: float) -> None:
+    until = time.monotonic() + patience_s
+    while not store.server_urls() and time.monotonic() < until:
+        time.sleep(0.1)
 
 
 def _environment(config: AgentConfig, url: str, drain: bool) -> Mapping[str, str]:

@@ -37,7 +37,7 @@ class Failure(click.ClickException):
 
     def __init__(self, error: LaunchError) -> None:
         super().__init__(str(error))
-        self.exit_code = error.exit_code
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click reads it from the instance
 
     def show(self, file: Any = None) -> None:
         """Print the message; what it says to do next is part of it."""

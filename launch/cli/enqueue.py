@@ -96,7 +96,9 @@ def enqueue(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Enqueue a launch of JOB: a registered job, such as digits or digits:v3.
+    """Enqueue a launch of JOB, or of an image or command.
+
+    JOB is a registered job, such as digits or digits:v3.
 
     WORDS after -- are appended to the job's command; without a job they are the command.
 
@@ -132,13 +134,15 @@ def _print_plan(made: Client, request: dict[str, Any]) -> None:
 
 
 def _enqueue(made: Client, request: dict[str, Any], *, follow: bool, as_json: bool) -> None:
-    from launch.cli.output import print_json, run_as_json
+    from launch.cli.output import one_line, print_json, run_as_json
 
     run = made.enqueue(**request)
     position = made.store.position(run.id)
     if not as_json:
         place = f", place {position}" if position is not None else ""
-        click.echo(f"enqueued run {click.style(run.id, bold=True)} of {run.spec.title} in {run.spec.queue}{place}")
+        click.echo(
+            f"enqueued run {click.style(run.id, bold=True)} of {one_line(run.spec.title)} in {run.spec.queue}{place}"
+        )
     if follow:
         _follow(made, run, quiet=as_json)
     if as_json:
@@ -157,7 +161,7 @@ def _follow(made: Client, run: Run, *, quiet: bool) -> None:
         return
     if not any(run.spec.queue in agent.queues for agent in made.agents() if agent.is_alive):
         click.echo(f"No agent serves {run.spec.queue} now; start one with `launch agent -q {run.spec.queue}`", err=True)
-    click.get_current_context().exit(follow(run))
+    click.get_current_context().exit(follow(run, kept_in=made.settings.artifacts_url.removeprefix("file://")))
 
 
 @click.command(cls=CommandWithWords)
@@ -168,9 +172,10 @@ def _follow(made: Client, run: Run, *, quiet: bool) -> None:
 @click.option("-d", "--detach", is_flag=True, help="Do not follow the run.")
 @as_json_option
 def run(path: Path, entrypoint: str | None, queue: str, detach: bool, as_json: bool, **options: Any) -> None:
-    """Run the code in PATH (a directory, or a Python file in it) on this machine, and follow it.
+    """Run the code in PATH on this machine, and follow it.
 
-    Takes a snapshot of the directory, enqueues it, and starts first what does not run yet: broker, server and agent.
+    PATH is a directory, or a Python file in it. Takes a snapshot of the directory, enqueues it, and starts first what
+    does not run yet: broker, server and agent.
     WORDS after -- are appended to the entrypoint.
 
     \b

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.cli.output import duration, flat, metric, own_metrics, print_facts, styled_state
+from launch.cli.output import duration, flat, metric, one_line, own_metrics, print_facts, styled_state
 
 if TYPE_CHECKING:
     from launch.models import RunRecord
@@ -17,8 +17,12 @@ MOST_ROWS_AT_ONCE = 10
 MOST_METRICS = 12
 
 
-def follow(run: Run) -> int:
+def follow(run: Run, *, kept_in: str) -> int:
     """Print a run's life until it ends, then its summary.
+
+    Args:
+        run: the run.
+        kept_in: where full logs are, for the summary.
 
     Returns:
         The command's exit code: 0 if the run finished, 1 if not, 130 if the user stopped following.
@@ -31,7 +35,7 @@ def follow(run: Run) -> int:
             f"to end it: `launch stop {run.id}`"
         )
         return 130
-    print_summary(run.record)
+    print_summary(run.record, kept_in)
     return 0 if run.record.state == "finished" else 1
 
 
@@ -74,25 +78,25 @@ def metrics_line(row: Mapping[str, Any]) -> str:
     return "  ".join([*words, *(["..."] if len(shown) > MOST_METRICS else [])])
 
 
-def print_summary(record: RunRecord) -> None:
+def print_summary(record: RunRecord, kept_in: str) -> None:
     """Print how a run ended, what came out of it, where its log is and what to type next."""
     ended, began = record.ended_at, record.started_at or record.claimed_at
     took = f" in {duration(ended - began)}" if ended is not None and began is not None else ""
     click.echo()
-    click.echo(f"{styled_state(record.state)}{took}  run {record.id} ({record.spec.title})")
+    click.echo(f"{styled_state(record.state)}{took}  run {record.id} ({one_line(record.spec.title)})")
     metrics = flat(own_metrics(record.summary))
     facts: dict[str, object] = {
         "cause": record.cause.message if record.cause and record.state != "finished" else None,
         "metrics": _columns(metrics),
         "overrides": "\n".join(f"{key} = {metric(value)}" for key, value in flat(record.spec.config).items()),
-        "log": f"launch logs {record.id}",
+        "log": f"launch logs {record.id}    (kept in {kept_in})",
         "next": _next(record),
     }
     print_facts(facts)
 
 
 def _columns(values: Mapping[str, Any]) -> str:
-    shown = list(values.items())[: 2 * MOST_METRICS]
+    shown = sorted(values.items())[: 2 * MOST_METRICS]
     width = max((len(key) for key, _ in shown), default=0)
     lines = [f"{key.ljust(width)}  {metric(value)}" for key, value in shown]
     return "\n".join([*lines, *(["..."] if len(values) > len(shown) else [])])
@@ -100,5 +104,5 @@ def _columns(values: Mapping[str, Any]) -> str:
 
 def _next(record: RunRecord) -> str:
     if record.state == "finished":
-        return f"launch show {record.id}"
+        return f"launch show {record.id}    (all of it; --config: what it ran with)"
     return f"launch show {record.id} --config    (what it ran with)"

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from launch.local import Local
 
 
+_ANSWERS = ("stop", "detach", "cancel")
+
+
 def _local() -> Local:
     from launch.local import Local
     from launch.settings import settings
@@ -28,7 +31,7 @@ def _local() -> Local:
 @click.option("-j", "--max-jobs", type=click.IntRange(min=1), help="How many runs the agent takes at once.")
 @click.option("--foreground", is_flag=True, help="Stay, and end everything with Ctrl-C; jobs go on.")
 def up(queue: tuple[str, ...], max_jobs: int | None, foreground: bool) -> None:
-    """Start a broker, a server and an agent on this machine, as far as they do not run yet."""
+    """Start what is missing here: broker, server, agent."""
     local = _local()
     url = local.up(click.echo, queues=queue or ("local",), max_jobs=max_jobs)
     click.echo(f"{click.style('ready', fg='green', bold=True)}: {local.settings.home} (broker: {_masked(url)})")
@@ -66,7 +69,10 @@ def _masked(url: str) -> str:
     "--detach", "what", flag_value="detach", help="Leave the live runs' jobs running; the next agent follows."
 )
 def down(what: str | None) -> None:
-    """End the agent, the server and the embedded broker on this machine; nothing that is recorded is lost."""
+    """End the agent, the server and the embedded broker.
+
+    Nothing that is recorded is lost; `launch up` goes on where this left off.
+    """
     local = _local()
     live = local.live_runs()
     if live and (what or _ask(live)) == "stop":
@@ -78,15 +84,14 @@ def down(what: str | None) -> None:
 
 
 def _ask(live: list[str]) -> str:
-    runs = f"{len(live)} run{'s are' if len(live) > 1 else ' is'} live ({', '.join(live[:5])}{', ...' if live[5:] else ''})"
+    names = ", ".join([*live[:5], *(["..."] if live[5:] else [])])
+    runs = f"{len(live)} run{'s are' if len(live) > 1 else ' is'} live ({names})"
     if not sys.stdin.isatty():
         raise ConflictError(
             f"{runs}: `launch down --stop` stops them first, `launch down --detach` lets their jobs go on"
         )
     click.echo(f"{runs}.")
-    answer: str = click.prompt(
-        "Stop them, detach (their jobs go on), or cancel?", type=click.Choice(("stop", "detach", "cancel"))
-    )
+    answer: str = click.prompt("Stop them, detach (their jobs go on), or cancel?", type=click.Choice(_ANSWERS))
     if answer == "cancel":
         raise click.exceptions.Exit(0)
     return answer
@@ -107,7 +112,7 @@ def _stop_all(live: list[str]) -> None:
 @click.command()
 @as_json_option
 def status(as_json: bool) -> None:
-    """Show what is up: broker, server, agents, and the work in each queue."""
+    """Show what is up, and the work in each queue."""
     from launch.cli.output import print_facts, print_json
 
     found = _status()

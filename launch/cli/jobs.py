@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ _TRACKING_HELP = "Whether its runs must call wandb.init to count as finished."
 
 @click.group()
 def job() -> None:
-    """Register and look at jobs: what to run, version by version."""
+    """Register and look at jobs: what to run."""
 
 
 @job.group()
@@ -87,7 +88,7 @@ def list_jobs(as_json: bool) -> None:
             version.name,
             f"v{version.version}",
             version.job.source.kind,
-            " ".join(version.job.entrypoint),
+            shlex.join(version.job.entrypoint),
             ago(now - version.created_at),
         )
         for version in versions
@@ -99,7 +100,7 @@ def list_jobs(as_json: bool) -> None:
 @click.argument("job")
 @as_json_option
 def show(job: str, as_json: bool) -> None:
-    """Show JOB: a version (digits:v3, digits:best), or the latest with the versions and aliases there are."""
+    """Show a job: digits, digits:v3, digits:best."""
     from launch.cli.output import ago, print_facts, print_json
 
     made = client()
@@ -115,7 +116,7 @@ def show(job: str, as_json: bool) -> None:
         {
             "job": version.ref,
             "source": getattr(source, "image", None) or f"{source.kind}, {getattr(source, 'files', 0)} files",
-            "entrypoint": " ".join(version.job.entrypoint) or "the image's own",
+            "entrypoint": shlex.join(version.job.entrypoint) or "the image's own",
             "python": version.job.python_version,
             "requirements": "yes" if version.job.requirements else None,
             "tracking": version.job.tracking,

@@ -59,6 +59,12 @@ def print_facts(facts: Mapping[str, object]) -> None:
             click.echo(" " * (width + 2) + line)
 
 
+def one_line(text: str, most: int = 60) -> str:
+    """Return a text as one line of limited length."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
 def styled_state(state: RunState | str) -> str:
     """Return a state in its colour."""
     return click.style(str(state), fg=_COLOURS.get(str(state)), bold=True)

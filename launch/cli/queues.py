@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def queue() -> None:
-    """Make and look at queues: each has one target resource and its default config."""
+    """Make and look at queues.
+
+    A queue is first in, first out, and belongs to one target resource, whose default config it holds.
+    """
 
 
 @queue.command()

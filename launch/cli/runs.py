@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,7 +23,16 @@ STATES = ("queued", "building", "starting", "running", "finished", "failed", "st
 @as_json_option
 def runs(queue: str | None, state: tuple[str, ...], limit: int, as_json: bool) -> None:
     """List runs, the newest first."""
-    from launch.cli.output import ago, duration, print_json, print_table, run_as_json, run_seconds, styled_state
+    from launch.cli.output import (
+        ago,
+        duration,
+        one_line,
+        print_json,
+        print_table,
+        run_as_json,
+        run_seconds,
+        styled_state,
+    )
 
     made = client()
     records = [run.record for run in made.runs(queue, state or None, limit)]
@@ -38,8 +48,8 @@ def runs(queue: str | None, state: tuple[str, ...], limit: int, as_json: bool) -
             record.id,
             styled_state(record.state),
             record.spec.queue,
-            record.spec.title,
-            record.spec.name or "",
+            one_line(record.spec.title),
+            one_line(record.spec.name or "", 30),
             duration(run_seconds(record, now)),
             ago(now - record.created_at),
         )
@@ -53,7 +63,7 @@ def runs(queue: str | None, state: tuple[str, ...], limit: int, as_json: bool) -
 @click.option("--config", "with_config", is_flag=True, help="Show the configs in effect, and where each value is from.")
 @as_json_option
 def show(run: str, with_config: bool, as_json: bool) -> None:
-    """Show all that is known of RUN."""
+    """Show all that is known of a run."""
     from launch.cli.output import print_json, run_as_json
 
     made = client()
@@ -71,7 +81,17 @@ def show(run: str, with_config: bool, as_json: bool) -> None:
 
 
 def _print_run(record: RunRecord, position: int | None, now: float) -> None:
-    from launch.cli.output import ago, duration, flat, metric, own_metrics, print_facts, run_seconds, styled_state
+    from launch.cli.output import (
+        ago,
+        duration,
+        flat,
+        metric,
+        one_line,
+        own_metrics,
+        print_facts,
+        run_seconds,
+        styled_state,
+    )
 
     spec, cause = record.spec, record.cause
     metrics = flat(own_metrics(record.summary))
@@ -85,8 +105,8 @@ def _print_run(record: RunRecord, position: int | None, now: float) -> None:
             "cause": cause.message if cause else None,
             "stop": f"requested by {record.stop.by}" if record.stop and not record.state.is_final else None,
             "queue": f"{spec.queue} (resource: {spec.resource}){f', place {position}' if position else ''}",
-            "job": spec.title,
-            "command": " ".join(spec.command),
+            "job": one_line(spec.title),
+            "command": shlex.join(spec.command),
             "project": f"{spec.entity}/{spec.project}",
             "priority": spec.priority.label if spec.priority.label != "medium" else None,
             "attempt": record.attempt or None,
@@ -148,7 +168,7 @@ def _print_configs(record: RunRecord, configs: dict[str, Any]) -> None:
     "--raw", is_flag=True, help="Just what was written: progress bars not folded, pieces not joined to lines."
 )
 def logs(run: str, follow: bool, raw: bool) -> None:
-    """Print the log of RUN, from its first build line."""
+    """Print a run's log, from its first build line."""
     found = client().run(run)
     printed = False
     try:
@@ -169,7 +189,10 @@ def logs(run: str, follow: bool, raw: bool) -> None:
 )
 @as_json_option
 def stop(run: tuple[str, ...], grace: float | None, as_json: bool) -> None:
-    """Stop each RUN: a queued one at once, a running one when its job has ended or its grace is over."""
+    """Stop runs.
+
+    A queued one ends at once, a running one when its job has ended or its grace is over.
+    """
     from launch.cli.output import print_json, run_as_json
 
     made = client()

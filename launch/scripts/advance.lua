@@ -1,7 +1,7 @@
 -- Moves a claimed run on, and sets fields of its record.
 -- ARGV: id, epoch, nonce, new state ("" = leave it), legal states to come from (space between), note ("" = none),
 --       then field and value in turn; an empty value deletes the field
--- Returns OK | LOST | ILLEGAL <state it is in>
+-- Returns OK | LOST | ENDED | ILLEGAL <state it is in>
 local id, epoch, nonce, state, from, note = unpack(ARGV, 1, 6)
 local refused = refusal(id, epoch, nonce)
 if refused then

@@ -1,7 +1,7 @@
 -- Adds to a running job's log, and remembers in the same breath where in the target's log that was.
 -- ARGV: id, epoch, nonce, cursor ("" = leave it), the full log file's length before and after, cap in characters,
 --       then stream and text in turn
--- Returns OK | LOST
+-- Returns OK | LOST | ENDED
 local id, epoch, nonce, cursor, before, after, cap = unpack(ARGV, 1, 7)
 local refused = refusal(id, epoch, nonce)
 if refused then

@@ -4,14 +4,10 @@
 local id, epoch, nonce, state, cause, sentence, log_archive = unpack(ARGV)
 local refused = refusal(id, epoch, nonce)
 if refused then
-  return refused
+  return refused == 'ENDED' and 'OK' or refused
 end
 local key = run_key(id)
-local r = redis.call('HMGET', key, 'queue', 'ended_at')
-local queue = r[1]
-if r[2] then
-  return 'OK'
-end
+local queue = redis.call('HGET', key, 'queue')
 local at = now()
 redis.call('ZREM', queue_key(queue, 'active'), id)
 if log_archive ~= '' then

@@ -49,11 +49,11 @@ end
 
 -- Returns nil when the claim named by epoch and nonce is still the run's, else why a write is refused.
 local function refusal(id, epoch, nonce)
-  local r = redis.call('HMGET', run_key(id), 'epoch', 'nonce')
+  local r = redis.call('HMGET', run_key(id), 'epoch', 'nonce', 'ended_at')
   if r[1] ~= epoch or r[2] ~= nonce then
     return 'LOST'
   end
-  return nil
+  return r[3] and 'ENDED' or nil
 end
 
 local function revoke_tokens(id)

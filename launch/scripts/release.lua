@@ -1,6 +1,6 @@
 -- An agent that goes lets go of a run; its state stays, and the next agent adopts it at once.
 -- ARGV: id, epoch, nonce
--- Returns OK | LOST
+-- Returns OK | LOST | ENDED
 local id, epoch, nonce = unpack(ARGV)
 local refused = refusal(id, epoch, nonce)
 if refused then

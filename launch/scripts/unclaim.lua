@@ -1,7 +1,7 @@
 -- Puts a claimed run back to its old place.
 -- ARGV: id, epoch, nonce, message, note, whether the attempt counts (1|0)
 -- A run that somebody has asked to stop meanwhile ends here instead.
--- Returns OK | LOST
+-- Returns OK | LOST | ENDED
 local id, epoch, nonce, bell, note, counts = unpack(ARGV)
 local refused = refusal(id, epoch, nonce)
 if refused then

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from launch.errors import TemporaryError
@@ -75,6 +75,10 @@ def _add_pages(app: FastAPI) -> None:
             raise HTTPException(404, "no such page")
         return PlainTextResponse(f"launch show {run_id}\nlaunch logs {run_id} --follow\n")
 
+    @app.get("/{entity}/{project}")
+    async def project_page() -> Response:
+        return PlainTextResponse("launch runs\n")
+
 
 def _add_ingest(app: FastAPI, tracker: Tracker) -> None:
     @app.post("/graphql")
@@ -103,6 +107,14 @@ def _add_uploads(app: FastAPI, tracker: Tracker) -> None:
     @app.put("/artifacts/{run_id}/{name:path}")
     async def put_artifact(request: Request, run_id: str, name: str) -> Response:
         return await upload(request, run_id, "artifacts", name)
+
+    @app.get("/artifacts/{run_id}/{name:path}")
+    async def get_artifact(request: Request, run_id: str, name: str) -> Response:
+        await _caller(tracker, request, run_id)
+        place = place_for(tracker.folder(run_id) / "artifacts", name)
+        if not place.is_file():
+            raise HTTPException(404, f"run {run_id} has no artifact file {name}")
+        return FileResponse(place)
 
     async def upload(request: Request, run_id: str, folder: str, name: str) -> Response:
         caller = await _caller(tracker, request, run_id)

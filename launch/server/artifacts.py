@@ -26,12 +26,21 @@ class Artifacts:
     Args:
         folder: the run's ``artifacts`` folder.
         url: gives the upload URL of a path below it.
+        direct_url: gives a URL that can be read without a header: old SDKs read manifests so.
         headers: what an upload carries.
     """
 
-    def __init__(self, folder: Path, *, url: Callable[[str], str], headers: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        url: Callable[[str], str],
+        direct_url: Callable[[str], str],
+        headers: Sequence[str],
+    ) -> None:
         self._folder = folder
         self._url = url
+        self._direct_url = direct_url
         self._headers = list(headers)
 
     def answer(self, query: Query) -> dict[str, Any] | None:
@@ -82,11 +91,15 @@ class Artifacts:
 
     def _manifest(self, identifier: str) -> dict[str, Any]:
         path = self._path(self._place(identifier) / "manifest.json")
-        file = {"id": storage_id(path, "File"), "uploadUrl": self._url(path), "uploadHeaders": self._headers}
-        return {
-            "id": storage_id(identifier, "Manifest"),
-            "file": {**file, "name": "manifest.json", "displayName": path},
+        file = {
+            "id": storage_id(path, "File"),
+            "name": "manifest.json",
+            "displayName": path,
+            "uploadUrl": self._url(path),
+            "uploadHeaders": self._headers,
+            "directUrl": self._direct_url(path),
         }
+        return {"id": storage_id(identifier, "Manifest"), "file": file}
 
     def _create_files(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         edges = [{"node": self._file(spec)} for spec in variables.get("artifactFiles") or []]
@@ -158,7 +171,7 @@ class Artifacts:
             "fileCount": len(files),
             "createdAt": written_at.isoformat(),
             "updatedAt": None,
-            "currentManifest": None,
+            "currentManifest": self._manifest(identifier),
             "aliases": [_alias(said_of, collection) for said_of in said.get("aliases") or []],
         }
         return {"artifact": artifact}

@@ -83,7 +83,7 @@ class Tracker:
         """Answer one GraphQL request; ``base`` is the server's URL as the caller writes it."""
         query = wandb_api.read_query(body)
         # Older SDKs ask about the schema first: an empty answer stands for an old server.
-        if query.operation.startswith("Probe"):
+        if query.operation.startswith("Probe") or query.operation == "InputFields":
             return {"data": {}}
         answer = _OPERATIONS.get(query.operation)
         if answer is not None:
@@ -152,6 +152,9 @@ class Tracker:
         return Artifacts(
             self.folder(caller.run_id) / "artifacts",
             url=lambda path: wandb_api.path_url(base, "artifacts", caller.run_id, path),
+            direct_url=lambda path: wandb_api.path_url(
+                base.replace("://", f"://api:{caller.key}@", 1), "artifacts", caller.run_id, path
+            ),
             headers=wandb_api.upload_headers(caller.key),
         )
 

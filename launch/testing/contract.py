@@ -87,7 +87,7 @@ def tar_of(files: Mapping[str, tuple[str, int]], where: Path) -> Path:
 
 def processes_with(marker: str) -> list[str]:
     """Return the command lines on this machine that contain the marker; containers' are among them on Linux."""
-    listing = subprocess.run(["ps", "-A", "-o", "args="], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(["ps", "-A", "-ww", "-o", "args="], capture_output=True, text=True, check=True).stdout
     return [line for line in listing.splitlines() if marker in line]
 
 

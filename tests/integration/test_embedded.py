@@ -251,6 +251,22 @@ def test_a_home_that_cannot_be_made_is_named(make_settings: Callable[..., Settin
         broker_url(make_settings("file/home"))
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become somebody else")
+def test_another_users_home_is_refused(settings: Settings) -> None:
+    broker_url(settings)
+    pid = os.fork()
+    if pid == 0:
+        os.setuid(65534)
+        refused = 0
+        for call in (broker_url, running, stop_broker):
+            try:
+                call(settings)
+            except ConfigError as exc:
+                refused += "another user's" in str(exc)
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+
+
 # --- killing things --------------------------------------------------------------------------------------------------
 
 
@@ -273,7 +289,7 @@ def test_a_killed_server_is_followed_by_one_on_the_same_data(settings: Settings)
     ask(url, "SET", "kept", "yes")
     kill_server(url)
 
-    assert running(settings) is None
+    wait_until(lambda: running(settings) is None)
     assert broker_url(settings) == url
     assert ask(url, "GET", "kept") == "yes"
 

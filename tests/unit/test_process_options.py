@@ -106,7 +106,7 @@ def test_bad_options(config, message):
 def test_what_cannot_be_planned(tmp_path):
     """An image, an empty command and a NUL character are refused before anything is sent."""
     runner = ProcessRunner(TargetContext("0a0a0a0a", tmp_path), environ=AGENT)
-    with pytest.raises(ConfigError, match="runs no images such as 'python:3.11'; use a docker queue"):
+    with pytest.raises(ConfigError, match=r"runs no images such as 'python:3\.11'; use a docker queue"):
         runner.plan(Attempt("0a0a0a0a", "r1", 1, ("true",)), "python:3.11", options())
     with pytest.raises(ConfigError, match="command: the process target needs one"):
         runner.plan(Attempt("0a0a0a0a", "r1", 1, ()), None, options())

@@ -6,8 +6,9 @@ for users that the image does not know. Both belong to the user the job runs as.
 
 from __future__ import annotations
 
+import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -77,6 +78,14 @@ def _padded(content: IO[bytes]) -> Iterator[bytes]:
         size += len(piece)
         yield piece
     yield bytes(-size % tarfile.BLOCKSIZE)
+
+
+def read_file_of(pieces: Iterable[bytes]) -> str:
+    """Return the text of the one file in a small tar; of anything but a file, nothing."""
+    with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as archive:
+        member = archive.next()
+        content = archive.extractfile(member) if member is not None and member.isreg() else None
+        return content.read().decode("utf-8", "replace") if content is not None else ""
 
 
 def owner_of(user: str, passwd: str, group: str) -> tuple[int, int]:

@@ -1,15 +1,15 @@
-r"""A container's log as text with a cursor: entries told apart, put together again, resumed where they were left. No I/O.
+r"""A container's log as text with a cursor: entries told apart, put together again, resumed where one left off.
 
-The engine sends one frame per log *entry*: an 8-byte header (stream, three zeros, length), a time stamp of fixed width,
-a space, and what the job wrote: a line with its ``\n``, or a part of at most 16 KiB of a longer one. All parts of a line
-carry the stamp of its first. Stamps have nanoseconds and grow within a stream, but a stream's long line may be older
-than the other stream's last. So a cursor names, for each stream, the stamp of its last entry and how many entries with
-that stamp were read; reading goes on from the earlier of the two stamps and skips what each stream had.
+The engine sends one frame per log *entry*: an 8-byte header (stream, three zeros, length), a time stamp of fixed
+width, a space, and what the job wrote: a line with its ``\n``, or a part of at most 16 KiB of a longer one. All parts
+of a line carry the stamp of its first. Stamps have nanoseconds and grow within a stream, but a stream's long line may
+be older than the other stream's last. So a cursor names, for each stream, the stamp of its last entry and how many
+entries with that stamp were read; reading goes on from the earlier of the two stamps and skips what each stream had.
 
 Two faults of the engine's ``local`` log driver, seen with Docker 20.10: the newline after a line of several parts is
 lost (it is put back when the next entry has another stamp), and following ends before the last part of an unfinished
 line (so :mod:`workers.runners.docker` reads once more when the container has ended). The ``json-file`` driver is no
-better: it replaces a character cut in two by the 16 KiB limit for good.
+better: it replaces a character cut in two by the 16 KiB limit for good. No I/O here.
 
 Source: https://docs.docker.com/reference/api/engine/, "attach to a container", stream format; tried with Docker 20.10.
 """
@@ -107,14 +107,12 @@ class _Skip:
     count: int
 
     def covers(self, entry: Entry) -> bool:
-        if self.count == 0 and entry.stamp >= self.stamp:
-            self.stamp = ""  # from here on everything is new, whatever the clock says
-        if self.stamp and entry.stamp < self.stamp:
+        if entry.stamp < self.stamp:
             return True
-        if self.count == 0:
-            return False
         self.count -= 1
-        return True
+        if self.count <= 0:
+            self.stamp = ""  # from here on everything is new, whatever the clock says
+        return self.count >= 0
 
 
 @dataclass

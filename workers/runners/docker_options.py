@@ -338,7 +338,17 @@ def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
 
 SAFE_OVERRIDES = frozenset(
     {
-        *("cpus", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems", "gpus", "ulimit", "pids-limit"),
+        *(
+            "cpus",
+            "cpu-shares",
+            "cpu-period",
+            "cpu-quota",
+            "cpuset-cpus",
+            "cpuset-mems",
+            "gpus",
+            "ulimit",
+            "pids-limit",
+        ),
         *("memory", "memory-reservation", "memory-swap", "shm-size"),
         *("env", "workdir", "hostname", "label", "init", "stop-signal", "platform"),
     }
