@@ -45,7 +45,7 @@ class Client:
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.settings = settings or process_settings()
-        self._note = note
+        self.note = note
         self._url = url or self.settings.broker_url
 
     def __enter__(self) -> Client:
@@ -114,7 +114,7 @@ class Client:
     def _snapshot(self, path: Path, entrypoint: tuple[str, ...]) -> Job:
         from launch.jobs import code_job
 
-        return code_job(self.artifacts, path, entrypoint or None, note=self._note)
+        return code_job(self.artifacts, path, entrypoint or None, note=self.note)
 
     # --- runs --------------------------------------------------------------------------------------------------------
 
@@ -266,9 +266,9 @@ class Client:
                 tracking=as_tracking(tracking),
             )
             for sentence in notes:
-                self._note(sentence)
+                self.note(sentence)
         if not is_new:
-            self._note(f"nothing has changed: this is {version.ref}")
+            self.note(f"nothing has changed: this is {version.ref}")
         return version
 
     def jobs(self) -> list[JobVersion]:

@@ -165,7 +165,7 @@ def _origins(
         mine = override[key] if has_mine else None
         if isinstance(value, Mapping) and value:
             yield from _origins(value, theirs, mine, (*above, key))
-        elif has_mine and not (isinstance(mine, Mapping) and isinstance(theirs, Mapping)):
+        elif has_mine and not (isinstance(mine, Mapping) and value == theirs):
             yield "/".join((*above, key)), "launch"
         else:
             yield "/".join((*above, key)), "queue"

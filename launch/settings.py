@@ -94,4 +94,6 @@ def settings() -> Settings:
 
 def redis_py_url(url: str) -> str:
     """Return a broker URL as redis-py reads it: kombu's ``redis+socket:///path`` is its ``unix:///path``."""
-    return f"unix://{url.removeprefix('redis+socket://')}" if url.startswith("redis+socket://") else url
+    if not url.startswith("redis+socket://"):
+        return url
+    return f"unix://{url.removeprefix('redis+socket://').replace('virtual_host=', 'db=')}"

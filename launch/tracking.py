@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -21,6 +22,8 @@ from typing import Any
 from launch.connection import LaunchRedis
 from launch.errors import LostClaimError
 from launch.models import ImageSource, LaunchSpec
+
+log = logging.getLogger(__name__)
 
 P = "launch:"
 WRITER_SPAN = 1 << 32
@@ -89,7 +92,10 @@ class TrackingStore:
             rows: JSON objects; an empty string is a row that was refused: counted, not kept.
         """
         writer, first = divmod(offset, WRITER_SPAN)
-        return self._run("tracking_rows", run_id, attempt, writer, first, MAX_HISTORY_BYTES, *rows) >= 0
+        left_out = self._run("tracking_rows", run_id, attempt, writer, first, MAX_HISTORY_BYTES, *rows)
+        if left_out > 0:
+            log.warning("run %s: its history has %d bytes, %d rows are left out", run_id, MAX_HISTORY_BYTES, left_out)
+        return left_out >= 0
 
     def add_system(self, run_id: str, attempt: int, offset: int, rows: Sequence[str]) -> bool:
         """Add rows of system metrics, of which the newest 5000 or so are kept.
@@ -158,7 +164,8 @@ def _digest(key: str) -> str:
 
 
 def _compact(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return text.encode(errors="replace").decode()  # half a character, which JSON can hold and UTF-8 cannot
 
 
 @cache

@@ -8,7 +8,7 @@ A service that cannot be had is skipped with the reason at a desk, and fails whe
 
 Environment:
     LAUNCH_TEST_CACHE: where images are kept; default ``.cache/tests`` in the checkout.
-    LAUNCH_TEST_DOCKER_HOST: an engine to use instead of a private one; it must have the base image or be able to pull it.
+    LAUNCH_TEST_DOCKER_HOST: an engine to use instead of a private one; it has the base image or can pull it.
 """
 
 from __future__ import annotations
@@ -154,10 +154,10 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def redis_url(redis_server: RedisServer) -> Iterator[str]:
+def redis_url(redis_server: RedisServer) -> str:
     """The private Redis server's URL; it is empty when the test begins."""
     _flush(redis_server)
-    yield redis_server.url
+    return redis_server.url
 
 
 def _flush(server: RedisServer) -> None:
@@ -335,10 +335,9 @@ def docker_host() -> Iterator[str]:
     need_program("dockerd")
     if os.geteuid() != 0:
         unavailable("a private dockerd needs root; or set LAUNCH_TEST_DOCKER_HOST to an engine to use")
-    if Path("/var/run/docker.pid").exists() and not os.environ.get("CI"):
-        unavailable(
-            "a second dockerd would disturb the ports of the machine's own; set LAUNCH_TEST_DOCKER_HOST to use that"
-        )
+    if Path("/sys/class/net/docker0").exists() and not os.environ.get("CI"):
+        # A second engine removes the first one's default bridge and the rules of its published ports.
+        unavailable("this machine runs a Docker engine of its own; set LAUNCH_TEST_DOCKER_HOST to use that")
     folder = cache_dir() / "docker"
     engine = PrivateEngine(folder / "data")
     with Shared(folder).in_use(engine.answers, engine.start, engine.stop):
@@ -424,10 +423,10 @@ def _pack(root: Path, path: Path) -> None:
 def base_image(docker_host: str) -> str:
     """``python:3.11-slim``: Debian's Python with pip, made on this machine, in the engine."""
     docker = pytest.importorskip("docker")
-    with contextlib.closing(docker.APIClient(base_url=docker_host, timeout=300)) as api:
-        with (cache_dir() / "base.lock").open("w") as gate:
-            fcntl.flock(gate, fcntl.LOCK_EX)
-            _ensure_base(api)
+    client = docker.APIClient(base_url=docker_host, timeout=300)
+    with contextlib.closing(client) as api, (cache_dir() / "base.lock").open("w") as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        _ensure_base(api)
     return BASE_IMAGE
 
 

@@ -13,7 +13,6 @@ import warnings
 from typing import Any
 
 from celery import signals
-from celery.platforms import SecurityWarning
 
 from workers.agent import new_agent_id
 from workers.app import CeleryDoorbells, build_app
@@ -33,9 +32,8 @@ _STUCK_S = 60.0
 def main() -> None:
     """Run the worker until it is told to end."""
     _set_up_logging()
-    # Celery warns of its root worker because of pickled messages; this one reads JSON only, and its jobs are the
-    # target's to confine.
-    warnings.filterwarnings("ignore", category=SecurityWarning)
+    # Celery warns of a worker run by root because of pickled messages; this one reads JSON only.
+    warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
     config = AgentConfig.model_validate_json(os.environ[ENV_CONFIG])
     app = build_app(os.environ[ENV_BROKER])
     worker = app.Worker(

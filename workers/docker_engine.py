@@ -8,10 +8,12 @@ caller turns into what it means there.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -24,6 +26,8 @@ from launch.plugins import Problem
 T = TypeVar("T")
 MIN_API = (1, 40)
 """API of Docker 19.03: the first with GPUs, and with one time stamp for all parts of a long line."""
+PAUSE_S = 0.5
+"""A reader of a stream hears of silence this often."""
 
 _PASSING = re.compile(
     r"no space left|deadline exceeded|i/o timeout|timed? ?out|connection refused|connection reset|broken pipe"
@@ -35,7 +39,7 @@ _PASSING = re.compile(
 
 
 class EngineSettings(Model):
-    """The ``docker`` section of an agent's config; the runner and the builder share it."""
+    """``targets/docker`` and ``builders/docker`` in an agent's config: runner and builder know the same settings."""
 
     host: str | None = None
     """``unix:///path``, ``tcp://host:port`` or ``ssh://user@host``. None: ``DOCKER_HOST``, then the current context."""
@@ -96,6 +100,7 @@ class Engine:
         with self._lock:
             if self._client is None:
                 self._client = self._connect()
+                weakref.finalize(self, self._client.close)  # closes the connections it keeps open
             return self._client
 
     def _connect(self) -> Any:
@@ -126,15 +131,35 @@ class Engine:
         except (docker.errors.DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
             raise TemporaryError(f"the Docker engine at {self.host} does not answer: {_why(exc)}") from exc
 
-    def get_stream(self, path: str, params: Mapping[str, Any]) -> tuple[Iterator[bytes], Callable[[], None]]:
-        """Return the pieces of an endless answer as they come, and a function that ends it from any thread."""
+    def open_stream(
+        self, method: str, path: str, params: Mapping[str, Any], **request: Any
+    ) -> tuple[Iterator[bytes], Callable[[], None]]:
+        """Return the pieces of an endless answer as they come, and a function that ends it from any thread.
+
+        The SDK's own streams cannot be left before they end.
+        """
         with self.talk() as api:
             url = f"{api.base_url}/v{api.api_version}{path}"
-            response = api.get(url, params=params, stream=True, timeout=(self.settings.timeout_s, None))
+            patience = (self.settings.timeout_s, None)
+            response = api.request(method, url, params=params, stream=True, timeout=patience, **request)
             if response.status_code >= 400:
                 with response:
-                    raise Refused(response.status_code, str(response.json().get("message", response.reason)))
+                    raise _refusal(response)
         return response.raw.stream(1 << 16), stream_closer(response)
+
+    def open_messages(self, path: str, params: Mapping[str, Any], **request: Any) -> Iterator[list[dict[str, Any]]]:
+        """Post a request whose answer is a stream of JSON messages; yield them as they come, ``[]`` after a pause."""
+        pieces, close = self.open_stream("POST", path, params, **request)
+        with self.talk():
+            yield from read_with_pauses(_json_lines(pieces), close, PAUSE_S)
+
+    def registry_auth(self, image: str) -> dict[str, str]:
+        """Return the header with the credentials for an image's registry that ``docker login`` has kept, if any."""
+        from docker import auth
+
+        with self.talk() as api:
+            header = auth.get_config_header(api, auth.resolve_repository_name(image)[0])
+        return {"X-Registry-Auth": header.decode() if isinstance(header, bytes) else header} if header else {}
 
     def wait(self, container: str, condition: str, timeout_s: float) -> None:
         """Return when the engine says that the container meets the condition, is unknown, or after the timeout.
@@ -158,7 +183,7 @@ class Engine:
             url = f"{api.base_url}/v{api.api_version}/containers/{container}/stop"
             with api.post(url, params={"t": grace_s}, timeout=grace_s + self.settings.timeout_s) as response:
                 if response.status_code >= 400:
-                    raise Refused(response.status_code, str(response.json().get("message", response.reason)))
+                    raise _refusal(response)
 
     def info(self) -> dict[str, Any]:
         """Return the engine's description of itself, asked once."""
@@ -183,7 +208,7 @@ class Engine:
     def _how_to_reach(self, why: str) -> str:
         if "Permission denied" in why:
             return "sudo usermod -aG docker $USER, then log in again"
-        return "start Docker (sudo systemctl start docker), or set DOCKER_HOST or the agent config's docker/host"
+        return "start Docker (sudo systemctl start docker), or name its address in DOCKER_HOST or in the agent's config"
 
     def _check_disk(self, info: Mapping[str, Any]) -> list[Problem]:
         root = str(info.get("DockerRootDir", ""))
@@ -212,6 +237,14 @@ def _context_host() -> str | None:
     return None
 
 
+def _refusal(response: Any) -> Refused:
+    """Return the error in an answer: JSON with a message, or whatever a proxy in between says."""
+    try:
+        return Refused(response.status_code, str(response.json()["message"]).strip())
+    except (ValueError, KeyError, TypeError):
+        return Refused(response.status_code, f"{response.status_code} {response.reason}")
+
+
 def _words(exc: Any) -> str:
     return str(exc.explanation or exc).strip()
 
@@ -233,6 +266,15 @@ def stream_closer(response: Any) -> Callable[[], None]:
         response.close()
 
     return close
+
+
+def _json_lines(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from (json.loads(line) for line in lines if line.strip())
+    if rest.strip():
+        yield json.loads(rest)
 
 
 _END = object()

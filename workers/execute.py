@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -272,10 +273,10 @@ def _follow(claim: Claim, tools: Tools, runner: Runner, handle: str, writer: Log
     pump = LogPump(runner, handle, writer, claim)
     pump.start()
     limit_s, timed_out_s = tools.max_run_seconds, None
-    since = time.monotonic() - _seconds_running(claim)
-    while not (status := _wait(claim, runner, handle)).is_final:
-        if limit_s is not None and timed_out_s is None and time.monotonic() - since > limit_s:
-            timed_out_s = limit_s
+    until = math.inf if limit_s is None else time.monotonic() - _seconds_running(claim) + limit_s
+    while not (status := _wait(claim, runner, handle, min(_LOOK_UP_S, until - time.monotonic()))).is_final:
+        if time.monotonic() >= until:
+            timed_out_s, until = limit_s, math.inf
             _stop(claim, runner, handle, _TIMEOUT_GRACE_S)
     if not pump.join(_LOG_END_S):
         log.warning("run %s: its log did not end within %g s of the job", claim.id, _LOG_END_S)
@@ -288,11 +289,11 @@ def _seconds_running(claim: Claim) -> float:
     return 0.0 if started_at is None else max(0.0, claim.now() - started_at)
 
 
-def _wait(claim: Claim, runner: Runner, handle: str) -> Status:
+def _wait(claim: Claim, runner: Runner, handle: str, timeout_s: float) -> Status:
     """Return the attempt's status once it is final, or after a while; a target that is away is waited for."""
     while not claim.is_detached:
         try:
-            return runner.wait(handle, _LOOK_UP_S)
+            return runner.wait(handle, max(0.0, timeout_s))
         except TemporaryError as exc:
             log.warning("run %s: its target is away: %s", claim.id, exc)
             claim.pause(_AWAY_S)

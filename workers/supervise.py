@@ -77,7 +77,7 @@ class Supervisor:
             self._listen_again(queue)
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + _SWEEP_S
-            self._sweep()
+            self.sweep()
 
     def _hear(self, pubsub: Any, until: float) -> None:
         """Act on wake messages as they come, and compare messages with waiting runs every now and then."""
@@ -148,7 +148,7 @@ class Supervisor:
         except NotFoundError:
             log.info("run %s: is no more", run_id)
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Remove what ended runs of this installation have left at the targets."""
         for runner in self._agent.runners.values():
             try:

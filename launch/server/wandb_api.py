@@ -19,6 +19,8 @@ MAX_ROW_BYTES = 1 << 20
 MAX_OBJECT_BYTES = 1 << 20
 """Of the config and of the summary, as JSON."""
 
+# Broken JSON, half a character, or brackets nested without end.
+_UNREADABLE = (ValueError, RecursionError)
 _HISTORY = "wandb-history.jsonl"
 _SYSTEM = "wandb-events.jsonl"
 _SUMMARY = "wandb-summary.json"
@@ -67,9 +69,16 @@ def read_post(body: bytes) -> Post:
         history=_rows(files.get(_HISTORY), _HISTORY, refused),
         system=_rows(files.get(_SYSTEM), _SYSTEM, refused),
         summary=_summary(files.get(_SUMMARY), refused),
-        exit_code=int(data.get("exitcode") or 0) if data.get("complete") else None,
+        exit_code=_exit_code(data),
         refused=tuple(refused),
     )
+
+
+def _exit_code(data: Mapping[str, Any]) -> int | None:
+    code = data.get("exitcode") or 0
+    if not isinstance(code, int):
+        raise BadPostError(f"exitcode: should be a number, not {code!r}")
+    return code if data.get("complete") else None
 
 
 def _rows(chunk: Any, name: str, refused: list[str]) -> Rows | None:
@@ -90,16 +99,15 @@ def _chunk(chunk: Any, name: str) -> tuple[int, list[str]]:
 
 
 def _checked_row(line: str, where: str, refused: list[str]) -> str:
-    if len(line.encode()) > MAX_ROW_BYTES:
-        refused.append(f"{where}: of {len(line.encode())} bytes, more than {MAX_ROW_BYTES}; log large values as files")
-        return ""
     try:
-        return _finite(line) if isinstance(_loads(line), dict) else _refuse(where, refused)
-    except ValueError:
-        return _refuse(where, refused)
-
-
-def _refuse(where: str, refused: list[str]) -> str:
+        size = len(line.encode())
+        if size > MAX_ROW_BYTES:
+            refused.append(f"{where}: of {size} bytes, more than {MAX_ROW_BYTES}; log large values as files")
+            return ""
+        if isinstance(_loads(line), dict):
+            return _finite(line)
+    except _UNREADABLE:
+        pass
     refused.append(f"{where}: is not a JSON object")
     return ""
 
@@ -137,14 +145,14 @@ def wrapped_config(config: Mapping[str, Any]) -> str:
 
 def _object_within_limit(text: str, what: str, refused: list[str]) -> dict[str, Any] | None:
     try:
-        value = _loads(text)
-    except ValueError:
-        value = None
+        size, value = len(text.encode()), _loads(text)
+    except _UNREADABLE:
+        size, value = 0, None
     if not isinstance(value, dict):
         refused.append(f"{what}: is not a JSON object")
         return None
     value.pop("_wandb", None)
-    return value if len(text.encode()) <= MAX_OBJECT_BYTES else _trimmed(value, what, refused)
+    return value if size <= MAX_OBJECT_BYTES else _trimmed(value, what, refused)
 
 
 def _trimmed(value: dict[str, Any], what: str, refused: list[str]) -> dict[str, Any]:
@@ -173,7 +181,7 @@ def _finite(line: str) -> str:
 def _json_object(body: bytes, what: str) -> dict[str, Any]:
     try:
         data = json.loads(body)
-    except ValueError as exc:
+    except _UNREADABLE as exc:
         raise BadPostError(f"{what} is not JSON: {exc}") from exc
     if not isinstance(data, dict):
         raise BadPostError(f"{what} should be a JSON object")

@@ -191,6 +191,16 @@ def test_redis_py_and_kombu_reach_it_by_its_url(make_settings: Callable[..., Set
     assert ask(url, "LLEN", "q") == 1
 
 
+def test_both_find_the_same_database(settings: Settings) -> None:
+    url = f"{broker_url(settings)}?virtual_host=2"
+    with Connection(url) as connection:
+        queue = connection.SimpleQueue("q")
+        queue.put("a message")
+        queue.close()
+
+    assert ask(url, "LLEN", "q") == 1
+
+
 # --- what it is ------------------------------------------------------------------------------------------------------
 
 
@@ -253,18 +263,26 @@ def test_a_home_that_cannot_be_made_is_named(make_settings: Callable[..., Settin
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become somebody else")
 def test_another_users_home_is_refused(settings: Settings) -> None:
+    program = """
+import os, sys
+from pathlib import Path
+from launch.embedded import broker_url, running, stop_broker
+from launch.errors import ConfigError
+from launch.settings import Settings
+settings = Settings(home=Path(sys.argv[1]))
+os.setuid(65534)
+for call in (broker_url, running, stop_broker):
+    try:
+        call(settings)
+    except ConfigError as exc:
+        print(exc)
+"""
     broker_url(settings)
-    pid = os.fork()
-    if pid == 0:
-        os.setuid(65534)
-        refused = 0
-        for call in (broker_url, running, stop_broker):
-            try:
-                call(settings)
-            except ConfigError as exc:
-                refused += "another user's" in str(exc)
-        os._exit(refused)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    command = [sys.executable, "-c", program, str(settings.home)]
+    said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    assert said.stderr == ""
+    assert said.stdout.count("another user's; choose a home of your own") == 3
 
 
 # --- killing things --------------------------------------------------------------------------------------------------

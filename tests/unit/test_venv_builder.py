@@ -40,7 +40,7 @@ def build(home: Path, requirements=None, python=None, *, log=None, cancelled=lam
 
 @pytest.fixture
 def fake_python(tmp_path) -> dict[str, str]:
-    """A ``python3.99`` that makes environments in no time: the PATH that has it, and a file that troubles it, ``mode``."""
+    """A ``python3.99`` that makes environments in no time: its PATH, and the file ``mode`` that troubles it."""
     folder, mode = tmp_path / "bin", tmp_path / "mode"
     folder.mkdir()
     script = f"""#!{sys.executable} -S

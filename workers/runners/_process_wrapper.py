@@ -242,14 +242,15 @@ def _run(spec: dict[str, object], folder: str, outputs: list[int], wake: int) ->
         os.waitpid(pid, 0)
         code, message = problem
         return _end(exit_code=code, cause="config", message=message)
-    status, was_stopped, was_killed = _follow(pid, folder, wake)
+    job = _Job(pid, folder)
+    status = job.follow(wake)
     if os.WIFEXITED(status):
         return _end(exit_code=os.WEXITSTATUS(status))
     number = os.WTERMSIG(status)
     message = f"killed by signal {number} ({_signal_name(number)})"
-    if was_killed:
+    if job.was_killed:
         message += ": it had not ended in its grace time after it was asked to stop"
-    elif number == signal.SIGKILL and not was_stopped and _oom_kills() > kills_before:
+    elif number == signal.SIGKILL and not job.is_stopping and _oom_kills() > kills_before:
         message += "; while it ran the system killed for lack of memory, so it probably needed more than there is"
     return _end(exit_code=128 + number, number=number, message=message)
 
@@ -316,47 +317,65 @@ def _what_is_missing(name: str, spec: dict[str, object]) -> str:
     return "there is no such file in the job's code"
 
 
-def _follow(job: int, folder: str, wake: int) -> tuple[int, bool, bool]:
-    """Wait until the job and all below it have ended; return ``(wait status, was asked to stop, was killed by us)``."""
-    status, deadline, is_stopping, was_killed = None, float("inf"), False, False
-    while True:
-        has_children, ended = _reap(job)
-        if ended is not None:
-            status = ended
-            if is_stopping:
-                _ask_strays(job)
-            else:
-                deadline = time.monotonic() + STRAY_GRACE_S
-        if status is not None and not has_children and not _has_group(job):
-            return status, is_stopping, was_killed
-        wanted = read_json(f"{folder}/stop")
-        if wanted:
-            deadline = min(deadline, float(wanted["deadline"]))  # type: ignore[arg-type]
-            if not is_stopping:
-                is_stopping = True
-                _signal(os.killpg, job, signal.SIGTERM)
-                _signal(os.killpg, job, signal.SIGCONT)  # a suspended job could not hear it
-        overdue = time.monotonic() - deadline
-        if overdue >= 0:
-            was_killed = was_killed or status is None
-            _kill_all(job)
-        if overdue > KILL_PATIENCE_S and status is not None:
-            return status, is_stopping, was_killed
-        _sleep(wake, 0.05 if 0 <= overdue < KILL_PATIENCE_S else min(1.0, abs(overdue)))
+class _Job:
+    """The job's process and all below it, from start to end."""
 
+    def __init__(self, pid: int, folder: str) -> None:
+        self.pid = pid
+        self.status: int | None = None
+        """As ``waitpid`` has it, once the process itself has ended."""
+        self.is_stopping = False
+        self.was_killed = False
+        """Whether its own process was, because its grace time was over."""
+        self._stop_file = f"{folder}/stop"
+        self._deadline = float("inf")
 
-def _reap(job: int) -> tuple[bool, int | None]:
-    """Collect ended children, adopted ones too; return whether others live, and the job's wait status if it ended."""
-    ended = None
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return False, ended
-        if pid == 0:
-            return True, ended
-        if pid == job:
-            ended = status
+    def follow(self, wake: int) -> int:
+        """Wait until all have ended, or cannot be killed, and return the wait status of the job's own process."""
+        while True:
+            have_ended = self._reap() and not _has_group(self.pid)
+            if self.status is not None and (have_ended or self._overdue_s() > KILL_PATIENCE_S):
+                return self.status
+            self._heed_stop()
+            overdue_s = self._overdue_s()
+            if overdue_s >= 0:
+                self.was_killed = self.was_killed or self.status is None
+                _kill_all(self.pid)
+            _sleep(wake, 0.05 if 0 <= overdue_s < KILL_PATIENCE_S else min(1.0, abs(overdue_s)))
+
+    def _overdue_s(self) -> float:
+        return time.monotonic() - self._deadline
+
+    def _reap(self) -> bool:
+        """Collect ended children, adopted orphans too, and say whether those were all."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return True
+            if pid == 0:
+                return False
+            if pid == self.pid:
+                self.status = status
+                self._see_to_strays()
+
+    def _see_to_strays(self) -> None:
+        """The job's own process is gone: what it left has the rest of a stop's grace time, or a little of its own."""
+        if self.is_stopping:
+            _ask_strays(self.pid)
+        else:
+            self._deadline = time.monotonic() + STRAY_GRACE_S
+
+    def _heed_stop(self) -> None:
+        wanted = read_json(self._stop_file)
+        if not wanted:
+            return
+        self._deadline = min(self._deadline, float(wanted["deadline"]))  # type: ignore[arg-type]
+        if self.is_stopping or self.status is not None:
+            return
+        self.is_stopping = True
+        _signal(os.killpg, self.pid, signal.SIGTERM)
+        _signal(os.killpg, self.pid, signal.SIGCONT)  # a suspended job could not hear it
 
 
 def _has_group(job: int) -> bool:

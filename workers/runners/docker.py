@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 from launch.errors import ConfigError, LaunchError, PermanentError, TemporaryError
 from launch.models import parse
 from launch.plugins import Attempt, LogChunk, Plan, Problem, Runner, Status, TargetContext
-from workers.docker_engine import Engine, EngineSettings, Refused, read_with_pauses
+from workers.docker_engine import PAUSE_S, Engine, EngineSettings, Refused, read_with_pauses
 from workers.runners import docker_options
 from workers.runners.docker_code import code_archive, owner_of, read_file_of
 from workers.runners.docker_logs import LogReader, split_entries
@@ -31,8 +31,6 @@ from workers.runners.docker_options import DockerOptions
 from workers.runners.docker_plan import INSTALLATION_LABEL, NAME_LABEL, container_body
 from workers.runners.docker_state import GONE, listed_status, status_of, was_started
 
-PAUSE_S = 0.5
-"""A log reader hears of silence this often."""
 LOOK_UP_S = 10.0
 """How long a log may be silent before the container is looked at: a guard against a stream that does not end."""
 TRIES = 10
@@ -47,7 +45,7 @@ class DockerRunner(Runner):
     builder = "docker"
     Options = DockerOptions
     safe_overrides = docker_options.SAFE_OVERRIDES
-    settings_where: ClassVar[str] = "agent config: docker"
+    settings_where: ClassVar[str] = "agent config: targets/docker"
 
     def __init__(self, context: TargetContext, environ: Mapping[str, str] = os.environ) -> None:
         super().__init__(context)
@@ -259,7 +257,7 @@ class DockerRunner(Runner):
         since, skips = reader.resume()
         params = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow), "since": since}
         try:
-            pieces, close = self.engine.get_stream(f"/containers/{handle}/logs", params)
+            pieces, close = self.engine.open_stream("GET", f"/containers/{handle}/logs", params)
         except Refused as exc:
             if exc.status == 404:
                 return

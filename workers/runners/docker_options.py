@@ -253,7 +253,7 @@ class DockerOptions(Model):
     storage_opt: Annotated[tuple[str, ...], BeforeValidator(_pairs)] = ()
     # what the job sees
     env: Annotated[tuple[str, ...], BeforeValidator(_env)] = ()
-    """``K`` without a value takes the agent's own, where its config's ``docker/pass_env`` lists it."""
+    """``K`` without a value takes the agent's own, where its config's ``targets/docker/pass_env`` lists it."""
     gpus: Annotated[str, BeforeValidator(_gpus)] | None = None
     workdir: Text | None = None
     user: Annotated[str, Field(min_length=1), BeforeValidator(str)] | None = None

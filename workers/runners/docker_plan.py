@@ -83,7 +83,7 @@ def _environment(
         if name not in settings.pass_env:
             raise ConfigError(
                 f"env: {name!r} has no value, and this agent does not pass on its own; write {name}=value, "
-                f"or list {name} under docker/pass_env in the agent's config"
+                f"or list {name} under targets/docker/pass_env in the agent's config"
             )
     return plain, {name: environ[name] for name in names if name in environ}
 
