@@ -111,10 +111,10 @@ class Client:
     def _builder(self) -> SpecBuilder:
         return SpecBuilder(self.store, self.registry, self._snapshot)
 
-    def _snapshot(self, path: Path, entrypoint: tuple[str, ...]) -> Job:
+    def _snapshot(self, path: Path, entrypoint: tuple[str, ...], tracking: Tracking) -> Job:
         from launch.jobs import code_job
 
-        return code_job(self.artifacts, path, entrypoint or None, note=self.note)
+        return code_job(self.artifacts, path, entrypoint or None, tracking=tracking, note=self.note)
 
     # --- runs --------------------------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ class JobSource(Protocol):
 class CodeSnapshots(Protocol):
     """Makes an unnamed job of a directory."""
 
-    def __call__(self, path: Path, entrypoint: tuple[str, ...]) -> Job:
+    def __call__(self, path: Path, entrypoint: tuple[str, ...], tracking: Tracking) -> Job:
         """Return the job whose code is a snapshot of the directory."""
         ...
 
@@ -163,7 +163,8 @@ class SpecBuilder:
         elif asked.path is not None:
             if self._snapshot is None:
                 raise ConfigError("path: code cannot be named by a path here; register it as a job first")
-            job = self._snapshot(asked.path, asked.entrypoint or asked.command or ())
+            tracking = Tracking.REQUIRED if asked.tracking is None else as_tracking(asked.tracking)
+            job = self._snapshot(asked.path, asked.entrypoint or asked.command or (), tracking)
         elif asked.image is not None:
             job = image_job(asked.image, asked.command or asked.entrypoint, Tracking.REQUIRED)
         else:

@@ -35,6 +35,11 @@ class Problem:
     fix: str
 
 
+def attempt_name(installation: str, run_id: str, number: int) -> str:
+    """Return what an attempt is called at its target."""
+    return f"launch-{installation}-{run_id}-{number}"
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One try of one run, with everything a runner needs to plan it."""
@@ -55,7 +60,7 @@ class Attempt:
     @property
     def name(self) -> str:
         """The attempt's name at its target: the same for every try to submit it."""
-        return f"launch-{self.installation}-{self.run_id}-{self.number}"
+        return attempt_name(self.installation, self.run_id, self.number)
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,11 @@ class Runner(ABC):
     def tracking_host(self, options: Any) -> str | None:
         """Return the address at which a job reaches a server on this machine, or none if it cannot."""
 
-    def scratch_dir(self, attempt_name: str) -> str | None:
+    def build_options(self, options: Any) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return what a queue's ``options`` say to the builder; most have nothing to say."""
+        return {}
+
+    def scratch_dir(self, attempt_name: str) -> str | None:  # noqa: ARG002
         """Return a folder at the target that the job may write and that goes with the attempt.
 
         None: all of the target is thrown away with the attempt, so the job may write where it likes.
@@ -242,7 +251,7 @@ class BuildRequest:
     python_version: str | None
     """``"3.11"``; none: the builder's default."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """The resource config's ``builder`` section."""
+    """What the queue says to the builder: see :meth:`Runner.build_options`."""
 
 
 @dataclass(frozen=True)

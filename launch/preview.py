@@ -46,5 +46,5 @@ def preview(spec: LaunchSpec, *, installation: str, home: Path) -> dict[str, Any
 def _image(spec: LaunchSpec, runner: Runner, home: Path) -> str:
     if isinstance(spec.job.source, ImageSource):
         return spec.job.source.image
-    made = (spec.job.requirements or "no-requirements")[:12]
+    made = spec.job.requirements[:12] if spec.job.requirements else "no-requirements"
     return str(home / "environments" / made) if runner.builder == "venv" else f"environment:{made}"

@@ -90,6 +90,7 @@ class Agent:
         artifacts = ArtifactStore(settings.artifacts_url)
         self.intake = Intake(store, SpecBuilder(store, JobRegistry(store.redis, artifacts)))
         self._targets = targets if targets is not None else self._make_targets(set(self.resources.values()))
+        self._localities: dict[str, str] = {}
         self._lock = threading.Lock()
         limits = [limit for limit in (config.max_run_seconds, settings.max_run_seconds) if limit is not None]
         self.tools = Tools(
@@ -136,6 +137,15 @@ class Agent:
         """``{resource: runner}``"""
         return {resource: target.runner for resource, target in self._targets.items()}
 
+    def locality_of(self, resource: str) -> str | None:
+        """Return which runs at a target this agent can follow; none while the target is away and has not said it."""
+        if resource not in self._localities:
+            try:
+                self._localities[resource] = self._targets[resource].runner.locality
+            except TemporaryError as exc:
+                self.target_is_away(resource, str(exc))
+        return self._localities.get(resource)
+
     def check(self) -> list[Problem]:
         """Return what keeps this agent from serving its queues, each with its fix."""
         problems = []
@@ -177,11 +187,11 @@ class Agent:
             self._carry(claimed)
 
     def _claim(self, queue: str) -> Claimed | None:
-        resource = self.resources.get(queue)
-        if self.is_draining or resource is None or resource in self.away:
+        resource = self.resources[queue]
+        if self.is_draining or resource in self.away or (locality := self.locality_of(resource)) is None:
             self._silence(queue)
             return None
-        answer = self.store.claim(queue, self.id, locality=self._targets[resource].runner.locality)
+        answer = self.store.claim(queue, self.id, locality=locality)
         if isinstance(answer, Blocked):
             log.info("queue %s: gives out no run now (%s)", queue, answer.reason)
             self._silence(queue)
@@ -211,10 +221,12 @@ class Agent:
     def adopt(self, run_id: str) -> bool:
         """Take over a run without a living owner, even above the limit; returns whether it is ours now."""
         record = self.store.record(run_id)
-        target = self._targets.get(record.spec.resource)
-        if target is None or not record.state.is_claimed or run_id in self.claims:
+        resource = record.spec.resource
+        if resource not in self._targets or not record.state.is_claimed or run_id in self.claims:
             return False
-        locality = target.runner.locality
+        locality = self.locality_of(resource)
+        if locality is None:
+            return False
         # Before its submit a run is nowhere yet; from then on it can be followed only from where its target is.
         if record.state != "building" and record.locality not in (None, locality):
             return False
@@ -244,7 +256,7 @@ class Agent:
         try:
             execute(claim, self.tools)
         except TemporaryError as exc:
-            self._target_is_away(claim.spec.resource, str(exc))
+            self.target_is_away(claim.spec.resource, str(exc))
         except Exception:
             # The job goes on at its target; the run is adopted anew with the next heartbeat.
             log.exception("run %s: lost the thread", claim.id)
@@ -254,7 +266,8 @@ class Agent:
                 del self.claims[claim.id]
             self.slots.give_back()
 
-    def _target_is_away(self, resource: str, problem: str) -> None:
+    def target_is_away(self, resource: str, problem: str) -> None:
+        """Take no runs for a target until it is back."""
         log.warning("target %s is away, its queues wait: %s", resource, problem)
         self.away[resource] = problem
         for queue in self._queues_of(resource):
@@ -269,6 +282,8 @@ class Agent:
                 self.away[resource] = problems[0].what
                 continue
             log.info("target %s is back", resource)
+            # It may be another one now: an engine with a new data folder has another id.
+            self._localities.pop(resource, None)
             del self.away[resource]
 
     def _queues_of(self, resource: str) -> Iterable[str]:
@@ -289,7 +304,7 @@ class Agent:
             "pid": os.getpid(),
             "version": launch.__version__,
             "queues": list(self.resources),
-            "localities": [runner.locality for runner in self.runners.values()],
+            "localities": sorted(self._localities.values()),
             "max_jobs": self.slots.max_jobs,
             "runs": sorted(self.claims),
             "state": "draining" if self.is_draining else "blocked" if self.away else "serving",

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from launch.artifacts import ArtifactStore
 from launch.errors import BuildError, ConfigError, LaunchError, LostClaimError, PullError, TemporaryError
 from launch.models import Cause, CauseKind, CodeSource, ImageSource, LaunchSpec, RunState, Tracking, parse
-from launch.plugins import Attempt, Build, Builder, BuildRequest, Plan, Runner, Status
+from launch.plugins import Attempt, Build, Builder, BuildRequest, Plan, Runner, Status, attempt_name
 from launch.resolve import render_macros
 from launch.tracking import tracking_env
 from workers.claim import Claim, DetachedError
@@ -150,7 +150,8 @@ def _build_and_submit(claim: Claim, tools: Tools, target: Target, writer: LogWri
     code = _fetch_code(spec, tools)
 
     tools.at_step("build", claim.id)
-    build = _build(claim, tools, target.builder, writer)
+    told = runner.build_options(_options(spec, runner))
+    build = _build(claim, tools, target.builder, told, writer)
     claim.advance(RunState.STARTING, note=build.because, image=build.image)
 
     options = _options(spec, runner, build.image)
@@ -175,14 +176,14 @@ def _fetch_code(spec: LaunchSpec, tools: Tools) -> Path | None:
     return tools.artifacts.fetch(source.archive, tools.home / "cache" / "code" / f"{source.archive}.tar.gz")
 
 
-def _build(claim: Claim, tools: Tools, builder: Builder, writer: LogWriter) -> Build:
+def _build(claim: Claim, tools: Tools, builder: Builder, told: Mapping[str, Any], writer: LogWriter) -> Build:
     spec = claim.spec
     source, requirements = spec.job.source, spec.job.requirements
     request = BuildRequest(
         image=source.image if isinstance(source, ImageSource) else None,
         requirements=tools.artifacts.get_bytes(requirements).decode() if requirements else None,
         python_version=spec.job.python_version,
-        options=spec.resource_config.get("builder", {}),
+        options=told,
     )
     build = builder.build(
         request,
@@ -193,17 +194,18 @@ def _build(claim: Claim, tools: Tools, builder: Builder, writer: LogWriter) -> B
     return build
 
 
-def _options(spec: LaunchSpec, runner: Runner, image: str) -> Any:
+def _options(spec: LaunchSpec, runner: Runner, image: str | None = None) -> Any:
+    """Return the effective resource config with its macros filled in; the image's is left while there is none."""
     values = {
         "run_id": spec.run_id,
-        "image_uri": image,
         "project_name": spec.project,
         "entity_name": spec.entity,
         "run_name": spec.name or spec.run_id,
         "author": spec.author or "",
     }
-    rendered = render_macros({k: v for k, v in spec.resource_config.items() if k != "builder"}, values)
-    return parse(runner.Options, rendered, where="resource config")
+    if image is not None:
+        values["image_uri"] = image
+    return parse(runner.Options, render_macros(spec.resource_config, values), where="resource config")
 
 
 def _attempt(claim: Claim, tools: Tools, runner: Runner, options: Any, code: Path | None) -> Attempt:
@@ -212,7 +214,8 @@ def _attempt(claim: Claim, tools: Tools, runner: Runner, options: Any, code: Pat
     secret_env = {}
     url = _tracking_url(spec, tools, runner, options)
     if url is not None:
-        env = tracking_env(spec, number, base_url=url, wandb_dir=None)
+        scratch = runner.scratch_dir(attempt_name(tools.installation, spec.run_id, number))
+        env = tracking_env(spec, number, base_url=url, wandb_dir=scratch)
         secret_env["WANDB_API_KEY"] = tools.tracking.issue_key(spec.run_id, number)
     return Attempt(
         installation=tools.installation,
@@ -246,8 +249,7 @@ def _stopped_before_start(claim: Claim, tools: Tools, runner: Runner) -> None:
     if claim.is_detached:
         raise DetachedError(claim.id)
     # An agent that died in the middle of a submit may have left the attempt behind.
-    name = Attempt(tools.installation, claim.id, claim.record.attempt, ()).name
-    left_behind = runner.find().get(name)
+    left_behind = runner.find().get(attempt_name(tools.installation, claim.id, claim.record.attempt))
     if left_behind is not None:
         claim.guard()
         runner.stop(left_behind, 0)

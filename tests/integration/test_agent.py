@@ -1,4 +1,4 @@
-"""Real agents on a real Redis with real processes as jobs: order, turns, foreign clients, and agents that come and go."""
+"""Real agents on a real Redis with real processes as jobs: order, turns, foreign clients, agents that come and go."""
 
 from __future__ import annotations
 

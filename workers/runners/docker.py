@@ -164,15 +164,13 @@ class DockerRunner(Runner):
 
     def _put_code(self, container: str, plan: Plan) -> None:
         assert plan.code is not None
-        found = self._inspect(container)
-        if found is None:
-            raise TemporaryError(f"the container {plan.name} was removed before it was started")
-        owner = self._owner(container, found["Config"].get("User") or "")
+        found = self._inspect(container) or {}
+        owner = self._owner(container, found.get("Config", {}).get("User") or "")
         try:
             with self.engine.talk() as api:
                 api.put_archive(container, "/", code_archive(plan.code, owner))
         except Refused as exc:
-            raise _cannot_start(exc, "the job's code cannot be put into the container") from exc
+            raise self._failure(exc, container, "the job's code cannot be put into the container") from exc
 
     def _owner(self, container: str, user: str) -> tuple[int, int]:
         if user in ("", "root", "0"):
@@ -192,9 +190,14 @@ class DockerRunner(Runner):
             with self.engine.talk() as api:
                 api.start(container)
         except Refused as exc:
-            if exc.status == 404 and self._inspect(container) is None:
-                raise TemporaryError(f"the container {container[:12]} was removed before it was started") from exc
-            raise _cannot_start(exc, "the container cannot start") from exc
+            raise self._failure(exc, container, "the container cannot start") from exc
+
+    def _failure(self, exc: Refused, container: str, what: str) -> LaunchError:
+        found = self._inspect(container)
+        # Its files vanish first: "/" of a container that is being removed is not found.
+        if found is None or found["State"]["Status"] in ("removing", "dead") or "find the file /" in exc.words:
+            return TemporaryError(f"the container {container[:12]} was removed before it was started")
+        return _cannot_start(exc, what)
 
     def _discard(self, container: str) -> None:
         """Remove a container that has not started; nothing happens to one that has."""

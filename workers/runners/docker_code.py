@@ -34,26 +34,34 @@ def code_archive(code: Path, owner: tuple[int, int]) -> Iterator[bytes]:
     yield _folder(LAUNCH_DIR, (0, 0))
     yield _folder(CODE_DIR, owner)
     yield _folder(HOME_DIR, owner)
+    made = {PurePosixPath(".")}
     try:
         with tarfile.open(code, mode="r|gz") as archive:
             for member in archive:
-                yield from _moved(archive, member, owner)
+                path = _inside(member.name)
+                # The engine would make a folder without an entry of its own root's.
+                for parent in sorted({*path.parents} - made):
+                    yield _folder(f"{CODE_DIR}/{parent}", owner)
+                made.update(path.parents, [path] if member.isdir() else [])
+                yield from _moved(archive, member, path, owner)
     except (tarfile.TarError, EOFError, OSError) as exc:
         raise PermanentError(f"the job's code in {code} cannot be read: {exc}") from exc
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
 def _folder(path: str, owner: tuple[int, int]) -> bytes:
-    info = tarfile.TarInfo(path.lstrip("/"))
+    info = tarfile.TarInfo(path.lstrip("/") + "/")
     info.type, info.mode, (info.uid, info.gid) = tarfile.DIRTYPE, 0o755, owner
     return info.tobuf(tarfile.PAX_FORMAT)
 
 
-def _moved(archive: tarfile.TarFile, member: tarfile.TarInfo, owner: tuple[int, int]) -> Iterator[bytes]:
-    name = _inside(member.name)
-    if name == ".":
+def _moved(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, path: PurePosixPath, owner: tuple[int, int]
+) -> Iterator[bytes]:
+    """Yield a member under its new name and owner, and its content."""
+    if path == PurePosixPath("."):
         return
-    member.name = f"{CODE_DIR}/{name}".lstrip("/")
+    member.name = f"{CODE_DIR}/{path}".lstrip("/")
     if member.islnk():
         member.linkname = f"{CODE_DIR}/{_inside(member.linkname)}".lstrip("/")
     member.uid, member.gid = owner
@@ -65,11 +73,11 @@ def _moved(archive: tarfile.TarFile, member: tarfile.TarInfo, owner: tuple[int, 
         yield from _padded(content)
 
 
-def _inside(name: str) -> str:
+def _inside(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise PermanentError(f"the job's code holds {name!r}, which is outside of its folder")
-    return str(path)
+    return path
 
 
 def _padded(content: IO[bytes]) -> Iterator[bytes]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tomllib
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import launch
 from launch.errors import ConfigError, NotFoundError, RequestError
 from launch.intake import SpecBuilder
-from launch.loglines import MAX_LINE_CHARS, LineFolder, LogLine, fold_lines, folded
 from launch.models import CodeSource, CommandSource, ImageSource, Job, JobVersion, Priority, QueueSpec, Tracking
 from launch.queue_spec import queue_spec
 
@@ -92,6 +86,17 @@ def test_the_effective_config_is_frozen_with_its_queues_version(builder: SpecBui
     assert spec.resource_args == {"env": {"B": "2"}}
     assert spec.resource_config == {"env": {"A": "1", "B": "2"}}
     assert builder.build({"job": "digits", "queue": "fast"}).queue_version == 3
+
+
+def test_dockers_words_and_wandbs_meet() -> None:
+    queues = Queues()
+    queues.known["gpu-box"] = queue_spec(
+        "gpu-box", "docker", {"cpus": 1, "memory": "1g", "env": ["A=1"]}, "safe", False, None
+    )
+    spec = SpecBuilder(queues, Jobs()).build(
+        {"job": "digits", "queue": "gpu-box", "resource_args": {"local-container": {"shm_size": "1g", "cpus": 2}}}
+    )
+    assert spec.resource_config == {"cpus": 2, "memory": "1g", "env": ["A=1"], "shm-size": "1g"}
 
 
 def test_a_launch_does_not_change_with_the_callers_own_mapping(builder: SpecBuilder) -> None:
@@ -169,12 +174,18 @@ def test_an_override_the_queue_forbids_is_refused() -> None:
 def test_no_snapshot_is_taken_for_a_request_that_is_wrong_elsewhere() -> None:
     taken = []
 
-    def snapshot(path: Path, entrypoint: tuple[str, ...]) -> Job:
+    def snapshot(path: Path, entrypoint: tuple[str, ...], tracking: Tracking) -> Job:
         taken.append(path)
         return DIGITS
 
     builder = SpecBuilder(Queues(), Jobs(), snapshot)
-    for wrong in ({"run_id": "Bad"}, {"name": "x" * 200}, {"config": {"x": "y" * (1 << 20)}}, {"priority": "high"}):
+    for wrong in (
+        {"tracking": "maybe"},
+        {"run_id": "Bad"},
+        {"name": "x" * 200},
+        {"config": {"x": "y" * (1 << 20)}},
+        {"priority": "high"},
+    ):
         refusal(builder, queue="local", path=".", **wrong)
     assert taken == []
     assert builder.build({"queue": "local", "path": "."}).job == DIGITS
@@ -326,61 +337,3 @@ def test_a_wrong_queue_names_the_value_and_the_fix(change: dict[str, Any], messa
     with pytest.raises(ConfigError) as caught:
         queue_spec(**settings)
     assert message in str(caught.value)
-
-
-# --- log lines -------------------------------------------------------------------------------------------------------
-
-
-def test_progress_bars_are_folded_and_streams_kept_apart() -> None:
-    chunks = [
-        ("stdout", "a\nb"), ("stderr", "10%\r"), ("stderr", "\r 50%\r100%"), ("stdout", "c\r\nd"), ("stderr", "\n"),
-        ("stdout", "\n\nend"),
-    ]  # fmt: skip
-    assert [(line.stream, line.text) for line in fold_lines(chunks)] == [
-        ("stdout", "a"), ("stdout", "bc"), ("stderr", "100%"), ("stdout", "d"), ("stdout", ""), ("stdout", "end"),
-    ]  # fmt: skip
-
-
-@given(st.text(alphabet="ab\r\n", max_size=40), st.lists(st.integers(0, 40), max_size=6))
-def test_how_a_log_is_cut_into_chunks_makes_no_difference(text: str, cuts: list[int]) -> None:
-    edges = [0, *sorted(cuts), len(text)]
-    chunks = [("stdout", text[start:end]) for start, end in pairwise(edges)]
-    whole = text.split("\n")
-    expected = [folded(line) for line in whole[:-1]] + ([folded(whole[-1])] if whole[-1] else [])
-    assert [line.text for line in fold_lines(chunks)] == expected
-
-
-def test_a_line_without_end_comes_in_pieces() -> None:
-    folder = LineFolder()
-    assert folder.feed("stdout", "x" * (MAX_LINE_CHARS + 5)) == [LogLine("stdout", "x" * MAX_LINE_CHARS)]
-    assert folder.flush() == [LogLine("stdout", "x" * 5)]
-
-
-# --- the package -----------------------------------------------------------------------------------------------------
-
-
-def test_importing_the_package_loads_nothing_heavy() -> None:
-    heavy = ["celery", "kombu", "redis", "pydantic", "click", "fsspec"]
-    script = f"import sys, launch; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_every_public_name_is_there() -> None:
-    script = "import launch; print([name for name in launch.__all__ if getattr(launch, name) is None])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-    assert set(launch.__all__) <= set(dir(launch))
-    with pytest.raises(AttributeError, match="no attribute 'enqeue'"):
-        launch.enqeue  # noqa: B018
-
-
-def test_no_module_hides_a_public_name() -> None:
-    """``import launch.runs`` would replace the function ``launch.runs``."""
-    modules = {path.stem for path in Path(launch.__file__).parent.iterdir()}
-    assert not modules & set(launch.__all__)
-
-
-def test_the_version_is_the_distributions() -> None:
-    project = tomllib.loads((Path(launch.__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    assert launch.__version__ == project["version"]
