@@ -97,7 +97,9 @@ class Client:
     def artifacts(self) -> ArtifactStore:
         """Where snapshots and full logs are kept."""
         from launch.artifacts import ArtifactStore
+        from launch.home import make_home
 
+        make_home(self.settings.home)
         return ArtifactStore(self.settings.artifacts_url)
 
     @cached_property

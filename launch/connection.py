@@ -6,12 +6,20 @@ import re
 from typing import Any
 
 from redis import ConnectionPool, Redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.client import Pipeline
-from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, ResponseError, TimeoutError
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError,
+    InvalidResponse,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
 from redis.retry import Retry
 
-from launch.errors import TemporaryError
+from launch.errors import ConfigError, TemporaryError
 from launch.settings import redis_py_url
 
 # A command may have been carried out although its answer was lost, and redis-py then sends it again: every script of
@@ -34,9 +42,12 @@ class _Translated:
             return TemporaryError(f"Redis at {self.launch_url} is still loading its data; try again in a moment")
         if isinstance(exc, ReadOnlyError):
             return TemporaryError(f"Redis at {self.launch_url} is read-only (a replica?); name its primary")
+        if isinstance(exc, InvalidResponse):
+            return TemporaryError(f"what answers at {self.launch_url} is no Redis; name one with LAUNCH_BROKER_URL")
         if isinstance(exc, ConnectionError | TimeoutError):
+            reason = str(exc).rstrip(".")
             return TemporaryError(
-                f"Redis at {self.launch_url} is away: {exc}. Start it, or name another with LAUNCH_BROKER_URL"
+                f"Redis at {self.launch_url} is away: {reason}. Start it, or name another with LAUNCH_BROKER_URL"
             )
         if isinstance(exc, ResponseError) and str(exc).startswith(("OOM", "MISCONF")):
             return TemporaryError(f"Redis at {self.launch_url} takes no writes: {exc}")
@@ -47,7 +58,7 @@ class _Pipeline(_Translated, Pipeline):
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         try:
             return super().execute(raise_on_error)
-        except (ConnectionError, TimeoutError, ResponseError) as exc:
+        except RedisError as exc:
             raise self._translate(exc) from exc
 
 
@@ -57,7 +68,7 @@ class LaunchRedis(_Translated, Redis):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
             return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-        except (ConnectionError, TimeoutError, ResponseError) as exc:
+        except RedisError as exc:
             raise self._translate(exc) from exc
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
@@ -74,17 +85,25 @@ def connect(url: str, *, timeout_s: float = 5.0) -> LaunchRedis:
         timeout_s: for connecting, and for each answer.
 
     Raises:
+        ConfigError: it is no such URL.
         TemporaryError: nothing answers there; the message names the URL without its password.
     """
-    pool = ConnectionPool.from_url(
-        redis_py_url(url),
-        decode_responses=True,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        health_check_interval=30,
-        retry=Retry(ExponentialBackoff(cap=0.2, base=0.01), retries=_RETRIES),
-    )
+    try:
+        pool = ConnectionPool.from_url(
+            redis_py_url(url),
+            decode_responses=True,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            health_check_interval=30,
+            # Nobody waits several times for a server that accepts connections and does not answer.
+            retry=Retry(NoBackoff(), retries=0),
+        )
+    except ValueError as exc:
+        raise ConfigError(
+            f"LAUNCH_BROKER_URL: should be like redis://host:6379/0 or redis+socket:///path, not {masked(url)!r}"
+        ) from exc
     client = LaunchRedis(connection_pool=pool)
     client.launch_url = masked(url)
     client.ping()
+    client.set_retry(Retry(ExponentialBackoff(cap=0.2, base=0.01), retries=_RETRIES))
     return client

@@ -32,6 +32,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from launch.errors import ConfigError, TemporaryError
+from launch.home import make_home
 from launch.servers import Server, choose
 from launch.settings import Settings
 
@@ -261,6 +262,7 @@ def _check_may_start(place: _Place, *, start: bool, started: bool) -> None:
 
 def _start_unless_alive(place: _Place) -> bool:
     """Start a server, or return false if another starter was faster."""
+    make_home(place.folder.parent)
     _make_private(place.folder)
     with place.lock() as fd:
         if fd is not None:

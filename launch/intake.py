@@ -111,6 +111,11 @@ class SpecBuilder:
             # A snapshot writes to the artifact store, so all the rest must be right before one is taken.
             _check_size(parse(LaunchSpec, {**fields, "job": _STAND_IN}, where=where))
         job, job_ref = self._job(asked)
+        if job.source.kind == "image" and not runner.runs_images:
+            raise ConfigError(
+                f"image: queue {queue.name!r} is of resource {queue.resource!r}, which runs no images; use a queue of "
+                "resource docker"
+            )
         spec = parse(LaunchSpec, {**fields, "job": job, "job_ref": job_ref}, where=where)
         _check_size(spec)
         return spec

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from launch.embedded import broker_url, running, stop_broker
 from launch.errors import ConflictError, NotFoundError
+from launch.home import make_home
 from launch.models import RunState
 from launch.processes import Background, start_time
 from launch.queue_spec import queue_spec
@@ -138,7 +139,8 @@ class Local:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_home(self.settings.home)
+        self.folder.mkdir(exist_ok=True)
         with (self.folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -157,6 +157,8 @@ class Runner(ABC):
     """Other names of it: W&B's ``local-container``."""
     builder: ClassVar[str]
     """The builder that makes what this runner starts."""
+    runs_images: ClassVar[bool] = True
+    """Whether image jobs can run on it."""
     Options: ClassVar[type[BaseModel]]
     """The resource config of a queue of this target; unknown keys are errors."""
     safe_overrides: ClassVar[frozenset[str]]

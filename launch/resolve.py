@@ -235,11 +235,11 @@ def render_macros(config: Any, values: Mapping[str, str]) -> Any:
     return config
 
 
-def macro_values(spec: LaunchSpec, image: str) -> dict[str, str]:
-    """Return ``{macro: value}`` for :func:`render_macros`, as of an attempt with this image."""
+def macro_values(spec: LaunchSpec, image: str | None) -> dict[str, str]:
+    """Return ``{macro: value}`` for :func:`render_macros`; ``image_uri`` is left out while there is no image."""
     return {
+        **({"image_uri": image} if image is not None else {}),
         "run_id": spec.run_id,
-        "image_uri": image,
         "project_name": spec.project,
         "entity_name": spec.entity,
         "run_name": spec.name or spec.run_id,

@@ -310,6 +310,8 @@ class PrivateEngine:
         """End it, its containers and its bridge; images stay."""
         stop_by_pidfile(self.run / "docker.pid", 60)
         subprocess.run([need_program("ip"), "link", "delete", self.bridge], capture_output=True)
+        for mounted in self.run.glob("exec/netns/*"):  # the engine leaves its own network namespace mounted there
+            subprocess.run([need_program("umount"), mounted], capture_output=True)
         shutil.rmtree(self.run, ignore_errors=True)
 
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import launch
 from launch.artifacts import ArtifactStore
 from launch.errors import ConfigError, LaunchError, TemporaryError
+from launch.home import make_home
 from launch.intake import SpecBuilder
 from launch.jobs import JobRegistry
 from launch.models import LaunchSpec
@@ -74,6 +75,7 @@ class Agent:
         self.settings = settings
         self.store = store
         self.id = id or new_agent_id(config.name)
+        make_home(settings.home)
         self.started_at = store.now()
         self.installation = store.installation()
         self.slots = SlotTable(config.max_jobs, on_free=self._wake)
@@ -263,7 +265,9 @@ class Agent:
             claim.release()
         finally:
             with self._lock:
-                del self.claims[claim.id]
+                # A run that was taken anew meanwhile has another claim there.
+                if self.claims.get(claim.id) is claim:
+                    del self.claims[claim.id]
             self.slots.give_back()
 
     def target_is_away(self, resource: str, problem: str) -> None:

@@ -21,7 +21,7 @@ from launch.artifacts import ArtifactStore
 from launch.errors import BuildError, ConfigError, LaunchError, LostClaimError, PullError, TemporaryError
 from launch.models import Cause, CauseKind, CodeSource, ImageSource, LaunchSpec, RunState, Tracking, parse
 from launch.plugins import Attempt, Build, Builder, BuildRequest, Plan, Runner, Status, attempt_name
-from launch.resolve import render_macros
+from launch.resolve import macro_values, render_macros
 from launch.tracking import tracking_env
 from workers.claim import Claim, DetachedError
 from workers.conclude import conclude
@@ -196,16 +196,8 @@ def _build(claim: Claim, tools: Tools, builder: Builder, told: Mapping[str, Any]
 
 def _options(spec: LaunchSpec, runner: Runner, image: str | None = None) -> Any:
     """Return the effective resource config with its macros filled in; the image's is left while there is none."""
-    values = {
-        "run_id": spec.run_id,
-        "project_name": spec.project,
-        "entity_name": spec.entity,
-        "run_name": spec.name or spec.run_id,
-        "author": spec.author or "",
-    }
-    if image is not None:
-        values["image_uri"] = image
-    return parse(runner.Options, render_macros(spec.resource_config, values), where="resource config")
+    rendered = render_macros(spec.resource_config, macro_values(spec, image))
+    return parse(runner.Options, rendered, where="resource config")
 
 
 def _attempt(claim: Claim, tools: Tools, runner: Runner, options: Any, code: Path | None) -> Attempt:

@@ -1,7 +1,8 @@
-"""The agent's heart, in a thread of its own: heartbeat, stops, adoption, targets that come back, messages, leftovers.
+"""What an agent does besides carrying runs: its heart beats, and it sees to its duties.
 
-Each beat does all of it once; a message on the wake channel makes the part it names happen at once, so that the beat is
-only the fallback.
+The heart has a thread of its own and does nothing else, so that a target that does not answer never makes the agent
+look dead. The duties (stops, orphans, targets that come back, messages, leftovers) have another: each round does all of
+them once, and a message on the wake channel makes the one it names happen at once, so that the round is the fallback.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from launch.errors import LaunchError, NotFoundError, TemporaryError
@@ -23,52 +25,56 @@ _LEFTOVER_AFTER_S = 60.0
 
 
 class Supervisor:
-    """Runs an agent's periodic duties until stopped."""
+    """Beats an agent's heart and sees to its duties until stopped."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._next_reconcile = 0.0
         self._next_sweep = time.monotonic() + _SWEEP_S
         self._unknown: set[str] = set()
         self.pulse = time.monotonic()
-        """When it last went round, for whoever watches it."""
+        """When the heart last tried to beat, for whoever watches it."""
 
     def start(self) -> None:
         """Begin, with a first beat."""
-        self._thread.start()
+        for name, work in (("heart", self._beat), ("duties", self._see_to_duties)):
+            threading.Thread(target=self._keep_up, args=(work,), name=name, daemon=True).start()
 
     def stop(self) -> None:
         """End with the step under way."""
         self._ended.set()
 
-    def _run(self) -> None:
+    def _keep_up(self, work: Callable[[], None]) -> None:
         while not self._ended.is_set():
             try:
-                self._listen_and_beat()
+                work()
             except TemporaryError as exc:
                 log.warning("%s", exc)
             except Exception:
                 log.exception("the supervisor stumbled, and goes on")
-            self.pulse = time.monotonic()
             self._ended.wait(_AWAY_S)
 
-    def _listen_and_beat(self) -> None:
+    def _beat(self) -> None:
         """Beat until Redis goes away or the agent ends."""
+        while not self._ended.is_set():
+            self.pulse = time.monotonic()
+            self._agent.beat()
+            self._ended.wait(self._agent.settings.heartbeat_s)
+
+    def _see_to_duties(self) -> None:
+        """Go round until Redis goes away or the agent ends."""
         pubsub = self._agent.store.subscribe()
         try:
             while not self._ended.is_set():
                 started = time.monotonic()
-                self._beat()
+                self._go_round()
                 self._hear(pubsub, until=started + self._agent.settings.heartbeat_s)
         finally:
             pubsub.close()
 
-    def _beat(self) -> None:
+    def _go_round(self) -> None:
         agent = self._agent
-        self.pulse = time.monotonic()
-        agent.beat()
         for run_id, grace_s in agent.store.stops(list(agent.claims)).items():
             agent.request_stop(run_id, grace_s)
         self._adopt_orphans()

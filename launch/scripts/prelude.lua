@@ -73,6 +73,7 @@ local function back_to_queue(id, queue, bell)
   redis.call('ZADD', queue_key(queue, 'waiting'), redis.call('HGET', key, 'score'), id)
   redis.call('LPUSH', 'launch.' .. queue, bell)
   redis.call('HDEL', key, 'agent', 'locality', 'nonce', 'handle', 'image', 'started_at')
+  revoke_tokens(id)
 end
 
 local function end_run(id, queue, state, cause, at)

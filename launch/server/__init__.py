@@ -36,17 +36,17 @@ def serve(
         ConfigError: one of the hosts is not an address of this machine, or the server's packages are not installed.
     """
     try:
-        from launch.server import listen
+        from launch.server import listen, sockets
         from launch.server.app import create_app
     except ModuleNotFoundError as exc:
         raise ConfigError(f"the tracking server needs {exc.name}: pip install 'openlaunch[server]'") from exc
     from launch.tracking import TrackingStore
 
-    with listen.only_server_of(settings.home) as folder:
-        sockets = listen.bind_all(folder, settings.tracking_port, hosts)
+    with sockets.only_server_of(settings.home) as folder:
+        bound = sockets.bind_all(folder, settings.tracking_port, hosts)
         try:
             app = create_app(TrackingStore(store.redis), settings.home)
-            listen.run(app, store, sockets, on_ready=on_ready)
+            listen.run(app, store, bound, on_ready=on_ready)
         finally:
-            for _, bound in sockets:
-                bound.close()
+            for _, each in bound:
+                each.close()

@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from launch.server.answers import name_of, storage_id
 from launch.server.files import BadNameError, place_for
-from launch.server.wandb_api import Query, name_of, storage_id
+from launch.server.wandb_api import Query
 
 _MAX_RECORD_BYTES = 1 << 20
 

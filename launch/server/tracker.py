@@ -14,7 +14,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from launch.server import wandb_api
+from launch.server import answers, wandb_api
 from launch.server.artifacts import Artifacts
 from launch.server.files import Limits
 from launch.server.wandb_api import Query
@@ -111,17 +111,17 @@ class Tracker:
             self.store.set_summary(caller.run_id, caller.attempt, plain or {})
         for reason in refused:
             log.warning("run %s, attempt %d: not kept: %s", caller.run_id, caller.attempt, reason)
-        return wandb_api.upserted(query, caller.run_id, first_row=first_row)
+        return answers.upserted(query, caller.run_id, first_row=first_row)
 
     def _resume_status(self, caller: Caller, query: Query, _base: str) -> dict[str, Any]:
         _own(caller, query.text_of("name"))
         state = self.store.read_state(caller.run_id)
         if not self.store.resume(caller.run_id, caller.attempt):
             raise _over(caller)
-        return wandb_api.resume_status(query, caller.run_id, state, is_known=bool(state["rows"] or state["config"]))
+        return answers.resume_status(query, caller.run_id, state, is_known=bool(state["rows"] or state["config"]))
 
     def _viewer(self, _caller: Caller, _query: Query, _base: str) -> dict[str, Any]:
-        return wandb_api.viewer("local")
+        return answers.viewer("local")
 
     def _alert(self, caller: Caller, query: Query, _base: str) -> dict[str, Any]:
         log.warning("run %s alerts: %s: %s", caller.run_id, query.text_of("title"), query.text_of("text"))
@@ -134,7 +134,7 @@ class Tracker:
     def _file_uploads(self, caller: Caller, query: Query, base: str) -> dict[str, Any]:
         _own(caller, query.text_of("run", "runName", "name"))
         names = [str(name) for name in query.variables.get("files") or []]
-        answer = wandb_api.file_uploads if query.operation == "CreateRunFiles" else wandb_api.old_file_uploads
+        answer = answers.file_uploads if query.operation == "CreateRunFiles" else answers.old_file_uploads
         parts = (
             "files",
             query.text_of("entity", "entityName") or "local",
@@ -145,14 +145,14 @@ class Tracker:
             names,
             run_id=caller.run_id,
             headers=wandb_api.upload_headers(caller.key),
-            url=lambda name: wandb_api.path_url(base, *parts, name),
+            url=lambda name: answers.path_url(base, *parts, name),
         )
 
     def _artifacts(self, caller: Caller, base: str) -> Artifacts:
         return Artifacts(
             self.folder(caller.run_id) / "artifacts",
-            url=lambda path: wandb_api.path_url(base, "artifacts", caller.run_id, path),
-            direct_url=lambda path: wandb_api.path_url(
+            url=lambda path: answers.path_url(base, "artifacts", caller.run_id, path),
+            direct_url=lambda path: answers.path_url(
                 base.replace("://", f"://api:{caller.key}@", 1), "artifacts", caller.run_id, path
             ),
             headers=wandb_api.upload_headers(caller.key),
@@ -200,7 +200,7 @@ _OPERATIONS: dict[str, Callable[[Tracker, Caller, Query, str], dict[str, Any]]] 
 
 
 def _own(caller: Caller, run_id: str) -> None:
-    if run_id and run_id not in (caller.run_id, wandb_api.storage_id(caller.run_id)):
+    if run_id and run_id not in (caller.run_id, answers.storage_id(caller.run_id)):
         raise HTTPException(403, _foreign(caller.run_id, run_id))
 
 

@@ -42,6 +42,7 @@ class ProcessRunner(Runner):
     name: ClassVar[str] = "process"
     aliases: ClassVar[tuple[str, ...]] = ("local-process",)
     builder: ClassVar[str] = "venv"
+    runs_images: ClassVar[bool] = False
     Options = ProcessOptions
     safe_overrides: ClassVar[frozenset[str]] = frozenset({"env", "workdir"})
 
