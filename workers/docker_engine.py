@@ -185,6 +185,20 @@ class Engine:
                 if response.status_code >= 400:
                     raise _refusal(response)
 
+    def inspect(self, container: str) -> dict[str, Any] | None:
+        """Return what the engine knows of a container; none when it knows none.
+
+        Raises:
+            TemporaryError: the engine is away or in trouble.
+        """
+        try:
+            with self.talk() as api:
+                return dict(api.inspect_container(container))
+        except Refused as exc:
+            if exc.status == 404:
+                return None
+            raise away(exc) from exc
+
     def info(self) -> dict[str, Any]:
         """Return the engine's description of itself, asked once."""
         if self._info is None:
@@ -219,6 +233,11 @@ class Engine:
         if free_gb >= self.settings.min_free_gb:
             return []
         return [Problem(f"{free_gb:.1f} GB are free in {root}", "free some space: docker system prune")]
+
+
+def away(exc: Refused) -> TemporaryError:
+    """Return the error for a question that a healthy engine answers."""
+    return TemporaryError(f"the Docker engine is in trouble: {exc.words}")
 
 
 def _check_version(version: Mapping[str, Any]) -> list[Problem]:

@@ -162,7 +162,8 @@ class TestDockerRunner(RunnerContract):
         script = (
             "import os, sys, time; from pathlib import Path\n"
             "from launch.plugins import TargetContext; from workers.runners.docker import DockerRunner\n"
-            f"runner = DockerRunner(TargetContext({bench.runner.context.installation!r}, Path('.'), {{'host': {docker_host!r}}}))\n"
+            f"context = TargetContext({bench.runner.context.installation!r}, Path('.'), {{'host': {docker_host!r}}})\n"
+            "runner = DockerRunner(context)\n"
             f"runner.stop({handle!r}, 2.0); time.sleep(1); os.kill(os.getpid(), 9)\n"
         )
         done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path)
@@ -198,7 +199,7 @@ class TestDockerRunner(RunnerContract):
             bench.runner.submit(plan)
 
     def test_a_job_reaches_this_machine(self, bench: Bench) -> None:
-        """``tracking_host`` is an address where a server of this machine answers a container; none without a network."""
+        """``tracking_host`` is where a server of this machine answers a container; none without a network."""
         assert bench.runner.tracking_host(options_of(network="none")) is None
         for options in (options_of(), options_of(network="host")):
             host = bench.runner.tracking_host(options)

@@ -62,7 +62,8 @@ def test_odd_memory_sizes(text: Any) -> None:
     ("config", "expected"),
     [
         ({"cpus": 1.5}, {"NanoCpus": 1_500_000_000}),
-        ({"cpu-shares": 512, "cpuset-cpus": "0-3,5", "cpuset-mems": 0}, {"CpuShares": 512, "CpusetCpus": "0-3,5", "CpusetMems": "0"}),
+        ({"cpu-shares": 512, "cpuset-cpus": "0-3,5"}, {"CpuShares": 512, "CpusetCpus": "0-3,5"}),
+        ({"cpuset-mems": 0}, {"CpusetMems": "0"}),
         ({"cpu-period": 100000, "cpu-quota": 50000}, {"CpuPeriod": 100000, "CpuQuota": 50000}),
         ({"memory": "1g"}, {"Memory": 1 << 30, "MemorySwap": 1 << 30}),
         ({"memory": "1g", "memory-swap": "2g"}, {"Memory": 1 << 30, "MemorySwap": 2 << 30}),
@@ -95,12 +96,16 @@ def test_odd_memory_sizes(text: Any) -> None:
             {"Devices": [{"PathOnHost": "/dev/a", "PathInContainer": "/dev/a", "CgroupPermissions": "r"}]},
         ),
         ({"network": "host", "dns": "9.9.9.9"}, {"NetworkMode": "host", "Dns": ["9.9.9.9"]}),
-        ({"publish": "127.0.0.1:8080:80/udp"}, {"PortBindings": {"80/udp": [{"HostIp": "127.0.0.1", "HostPort": "8080"}]}}),
+        (
+            {"publish": "127.0.0.1:8080:80/udp"},
+            {"PortBindings": {"80/udp": [{"HostIp": "127.0.0.1", "HostPort": "8080"}]}},
+        ),
         ({"publish": 6006}, {"PortBindings": {"6006/tcp": [{"HostIp": "", "HostPort": ""}]}}),
         ({"add-host": {"db": "10.0.0.1"}}, {"ExtraHosts": ["db:10.0.0.1"]}),
         ({"privileged": True, "cap-add": "SYS_PTRACE"}, {"Privileged": True, "CapAdd": ["SYS_PTRACE"]}),
         ({"sysctl": {"net.core.somaxconn": 1024}}, {"Sysctls": {"net.core.somaxconn": "1024"}}),
-        ({"pids-limit": 100, "ipc": "host", "runtime": "nvidia"}, {"PidsLimit": 100, "IpcMode": "host", "Runtime": "nvidia"}),
+        ({"pids-limit": 100, "ipc": "host"}, {"PidsLimit": 100, "IpcMode": "host"}),
+        ({"runtime": "nvidia"}, {"Runtime": "nvidia"}),
         ({}, {}),
     ],
 )  # fmt: skip

@@ -1,11 +1,6 @@
 """Runs attempts as containers of a Docker engine.
 
-An attempt is a container named by installation, run and attempt, so that a second submit finds the first: create it,
-put the code in, start it *by id*. A container found created but not started was left by an agent that died, or is being
-made by one that lost its claim: it is removed without force and made anew; if the engine refuses, it was started just
-now and is taken as it is. One that has run is never started again.
-
-A code job's files are in ``/launch/code``, its working directory, and belong to the user it runs as. A command of the
+An attempt is a container named by installation, run and attempt. A code job's files are in ``/launch/code``, its working directory, and belong to the user it runs as. A command of the
 run's own replaces the image's entrypoint and command; without one the image's own are used.
 """
 
@@ -23,18 +18,16 @@ from typing import Any, ClassVar
 from launch.errors import ConfigError, LaunchError, PermanentError, TemporaryError
 from launch.models import parse
 from launch.plugins import Attempt, LogChunk, Plan, Problem, Runner, Status, TargetContext
-from workers.docker_engine import PAUSE_S, Engine, EngineSettings, Refused, read_with_pauses
+from workers.docker_engine import PAUSE_S, Engine, EngineSettings, Refused, away, read_with_pauses
 from workers.runners import docker_options
-from workers.runners.docker_code import code_archive, owner_of, read_file_of
 from workers.runners.docker_logs import LogReader, split_entries
 from workers.runners.docker_options import DockerOptions
 from workers.runners.docker_plan import INSTALLATION_LABEL, NAME_LABEL, container_body
-from workers.runners.docker_state import GONE, listed_status, status_of, was_started
+from workers.runners.docker_state import GONE, listed_status, status_of
+from workers.runners.docker_submit import Submission
 
 LOOK_UP_S = 10.0
 """How long a log may be silent before the container is looked at: a guard against a stream that does not end."""
-TRIES = 10
-"""How often a name is tried to be taken while its last owner is being removed."""
 
 
 class DockerRunner(Runner):
@@ -75,7 +68,7 @@ class DockerRunner(Runner):
         try:
             info = self.engine.info()
         except Refused as exc:
-            raise _away(exc) from exc
+            raise away(exc) from exc
         return f"docker:{info.get('ID')}:{info.get('DockerRootDir')}"
 
     def check(self) -> list[Problem]:
@@ -119,93 +112,7 @@ class DockerRunner(Runner):
 
     def submit(self, plan: Plan) -> str:
         """Create, fill and start the container, or find it, and return its id."""
-        found, container = self._create(plan)
-        if found:
-            return container
-        try:
-            if plan.code is not None:
-                self._put_code(container, plan)
-            self._start(container)
-        except LaunchError:
-            self._discard(container)
-            raise
-        return container
-
-    def _create(self, plan: Plan) -> tuple[bool, str]:
-        """Return whether the attempt was started before, and the container's id."""
-        body = dict(plan.request)
-        platform = body.pop("Platform", None)
-        for _ in range(TRIES):
-            try:
-                with self.engine.talk() as api:
-                    made = api.create_container_from_config(body, plan.name, platform)
-                return False, str(made["Id"])
-            except Refused as exc:
-                if exc.status != 409:
-                    raise _cannot_start(exc, f"cannot create a container of {body['Image']}") from exc
-            if started := self._take_or_clear(plan.name):
-                return True, started
-        raise TemporaryError(f"the container {plan.name} is being removed; it is tried again")
-
-    def _take_or_clear(self, name: str) -> str | None:
-        """Return the id of the container that has the name if it was ever started; otherwise remove it."""
-        found = self._inspect(name)
-        if found is None:
-            return None
-        if was_started(found):
-            return str(found["Id"])
-        self._discard(found["Id"])
-        found = self._inspect(found["Id"])
-        if found is not None and was_started(found):
-            return str(found["Id"])
-        if found is not None:
-            time.sleep(0.1)  # its removal is under way
-        return None
-
-    def _put_code(self, container: str, plan: Plan) -> None:
-        assert plan.code is not None
-        found = self._inspect(container) or {}
-        owner = self._owner(container, found.get("Config", {}).get("User") or "")
-        try:
-            with self.engine.talk() as api:
-                api.put_archive(container, "/", code_archive(plan.code, owner))
-        except Refused as exc:
-            raise self._failure(exc, container, "the job's code cannot be put into the container") from exc
-
-    def _owner(self, container: str, user: str) -> tuple[int, int]:
-        if user in ("", "root", "0"):
-            return 0, 0
-        return owner_of(user, self._text_in(container, "/etc/passwd"), self._text_in(container, "/etc/group"))
-
-    def _text_in(self, container: str, path: str) -> str:
-        try:
-            with self.engine.talk() as api:
-                pieces, _ = api.get_archive(container, path)
-                return read_file_of(pieces)
-        except Refused:
-            return ""  # an image without one: users are numbers
-
-    def _start(self, container: str) -> None:
-        try:
-            with self.engine.talk() as api:
-                api.start(container)
-        except Refused as exc:
-            raise self._failure(exc, container, "the container cannot start") from exc
-
-    def _failure(self, exc: Refused, container: str, what: str) -> LaunchError:
-        found = self._inspect(container)
-        # Its files vanish first: "/" of a container that is being removed is not found.
-        if found is None or found["State"]["Status"] in ("removing", "dead") or "find the file /" in exc.words:
-            return TemporaryError(f"the container {container[:12]} was removed before it was started")
-        return _cannot_start(exc, what)
-
-    def _discard(self, container: str) -> None:
-        """Remove a container that has not started; nothing happens to one that has."""
-        try:
-            with self.engine.talk() as api:
-                api.remove_container(container, v=True)
-        except (Refused, TemporaryError):
-            return  # it was started by another agent just now, or goes with the next reconciliation
+        return Submission(self.engine, plan).handle()
 
     # --- follow -------------------------------------------------------------------------------------------------------
 
@@ -217,7 +124,7 @@ class DockerRunner(Runner):
         return {handle: listed.get(handle, GONE) or self._status(handle) for handle in handles}
 
     def _status(self, handle: str) -> Status:
-        found = self._inspect(handle)
+        found = self.engine.inspect(handle)
         if found is None:
             return GONE
         return status_of(found, lambda: self._last_words(handle))
@@ -264,7 +171,7 @@ class DockerRunner(Runner):
         except Refused as exc:
             if exc.status == 404:
                 return
-            raise _away(exc) from exc
+            raise away(exc) from exc
         silent_since = time.monotonic()
         for entries in read_with_pauses(split_entries(pieces), close, PAUSE_S):
             if entries:
@@ -289,7 +196,7 @@ class DockerRunner(Runner):
             if self._stopping.get(handle, math.inf) <= deadline:
                 return  # it was asked, and will be killed sooner than that
             self._stopping[handle] = deadline
-        if self._inspect(handle) is None:
+        if self.engine.inspect(handle) is None:
             self._stopped(handle, deadline)
             return
         threading.Thread(target=self._stop, args=(handle, grace_s, deadline), name="docker-stop", daemon=True).start()
@@ -318,7 +225,7 @@ class DockerRunner(Runner):
                 api.remove_container(handle, v=True, force=True)
         except Refused as exc:
             if exc.status not in (404, 409):  # 409: another removal is under way
-                raise _away(exc) from exc
+                raise away(exc) from exc
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -327,15 +234,6 @@ class DockerRunner(Runner):
         found: Iterable[Mapping[str, Any]] = self._ask(lambda api: api.containers(all=True, filters={"label": label}))
         return found
 
-    def _inspect(self, container: str) -> dict[str, Any] | None:
-        try:
-            with self.engine.talk() as api:
-                return dict(api.inspect_container(container))
-        except Refused as exc:
-            if exc.status == 404:
-                return None
-            raise _away(exc) from exc
-
     def _ask(self, question: Any, missing: str = "") -> Any:
         try:
             with self.engine.talk() as api:
@@ -343,22 +241,7 @@ class DockerRunner(Runner):
         except Refused as exc:
             if exc.status == 404 and missing:
                 raise ConfigError(missing) from exc
-            raise _away(exc) from exc
-
-
-def _away(exc: Refused) -> TemporaryError:
-    """Return the error for a question that a healthy engine answers."""
-    return TemporaryError(f"the Docker engine is in trouble: {exc.words}")
-
-
-def _cannot_start(exc: Refused, what: str) -> LaunchError:
-    """Return the error for a container that did not start: away, no image, or a request that cannot be."""
-    message = f"{what}: {exc.words}"
-    if exc.is_passing:
-        return TemporaryError(message)
-    if exc.status == 404 and "o such image" in exc.words:
-        return PermanentError(message)
-    return ConfigError(message)
+            raise away(exc) from exc
 
 
 def _own_address_towards(host: str) -> str | None:
