@@ -8,27 +8,24 @@ caller turns into what it means there.
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import os
-import queue
 import re
+import socket
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from launch.errors import LaunchError, TemporaryError
 from launch.models import Model
 from launch.plugins import Problem
+from workers.docker_streams import PAUSE_S, json_lines, read_with_pauses
 
-T = TypeVar("T")
 MIN_API = (1, 40)
 """API of Docker 19.03: the first with GPUs, and with one time stamp for all parts of a long line."""
-PAUSE_S = 0.5
-"""A reader of a stream hears of silence this often."""
-
 _PASSING = re.compile(
     r"no space left|deadline exceeded|i/o timeout|timed? ?out|connection refused|connection reset|broken pipe"
     r"|unexpected EOF|error while dialing|ttrpc: closed|toomanyrequests|rate limit|server misbehaving"
@@ -89,7 +86,7 @@ class Engine:
         self._info: dict[str, Any] | None = None
         self._lock = threading.Lock()
 
-    @property
+    @functools.cached_property
     def host(self) -> str:
         """The engine's address, as far as it is known without asking it."""
         return self.settings.host or os.environ.get("DOCKER_HOST") or _context_host() or "unix:///var/run/docker.sock"
@@ -125,11 +122,19 @@ class Engine:
         import urllib3
 
         try:
+            self._knock()
             yield self.api
         except docker.errors.APIError as exc:
             raise Refused(exc.status_code or 500, _words(exc)) from exc
         except (docker.errors.DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
             raise TemporaryError(f"the Docker engine at {self.host} does not answer: {_why(exc)}") from exc
+
+    def _knock(self) -> None:
+        """Raise what keeps us from the engine's unix socket: the SDK would say it less clearly, and leak a socket."""
+        if self.host.startswith("unix://"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(self.settings.timeout_s)
+                probe.connect(self.host.removeprefix("unix://"))
 
     def open_stream(
         self, method: str, path: str, params: Mapping[str, Any], **request: Any
@@ -151,7 +156,7 @@ class Engine:
         """Post a request whose answer is a stream of JSON messages; yield them as they come, ``[]`` after a pause."""
         pieces, close = self.open_stream("POST", path, params, **request)
         with self.talk():
-            yield from read_with_pauses(_json_lines(pieces), close, PAUSE_S)
+            yield from read_with_pauses(json_lines(pieces), close, PAUSE_S)
 
     def registry_auth(self, image: str) -> dict[str, str]:
         """Return the header with the credentials for an image's registry that ``docker login`` has kept, if any."""
@@ -285,73 +290,3 @@ def stream_closer(response: Any) -> Callable[[], None]:
         response.close()
 
     return close
-
-
-def _json_lines(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    rest = b""
-    for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        yield from (json.loads(line) for line in lines if line.strip())
-    if rest.strip():
-        yield json.loads(rest)
-
-
-_END = object()
-
-
-def read_with_pauses(source: Iterable[T], close: Callable[[], None], pause_s: float) -> Iterator[list[T]]:
-    """Yield what ``source`` gives, as much at a time as there is, and an empty list after each ``pause_s`` of silence.
-
-    A thread does the blocking reads, so that the consumer can look up. Errors of ``source`` are raised here; leaving
-    the iterator calls ``close``, which must end the read that is under way.
-    """
-    items: queue.Queue[Any] = queue.Queue(maxsize=1024)
-    left = threading.Event()
-
-    def read() -> None:
-        last: object = _END
-        try:
-            for item in source:
-                items.put(item)
-                if left.is_set():
-                    return
-        except Exception as exc:
-            last = _Failure(exc)
-        items.put(last)
-
-    thread = threading.Thread(target=read, name="docker-stream", daemon=True)
-    thread.start()
-    try:
-        yield from _batches(items, pause_s)
-    finally:
-        left.set()
-        close()
-        while thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                items.get_nowait()
-            thread.join(0.01)
-
-
-class _Failure:
-    def __init__(self, exc: Exception) -> None:
-        self.exc = exc
-
-
-def _batches(items: queue.Queue[Any], pause_s: float) -> Iterator[list[Any]]:
-    while True:
-        try:
-            batch = [items.get(timeout=pause_s)]
-        except queue.Empty:
-            yield []
-            continue
-        with contextlib.suppress(queue.Empty):
-            while len(batch) < 1024:
-                batch.append(items.get_nowait())
-        last = batch[-1]
-        if last is _END or isinstance(last, _Failure):
-            if batch[:-1]:
-                yield batch[:-1]
-            if isinstance(last, _Failure):
-                raise last.exc
-            return
-        yield batch

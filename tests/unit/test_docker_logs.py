@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from launch.errors import ConfigError
 from launch.plugins import LogChunk
-from workers.runners.docker_logs import Entry, LogReader, split_entries
+from workers.runners.docker_logs import Entry, LogReader, Splitter
 
 SECONDS = st.lists(st.integers(0, 200), min_size=1, max_size=30)
 
@@ -102,8 +102,10 @@ def test_frames_come_apart_in_any_pieces(entries: list[Entry], sizes: list[int])
         size = sizes[turn % len(sizes)]
         pieces.append(data[at : at + size])
         at, turn = at + size, turn + 1
-    assert list(split_entries(pieces)) == entries
-    assert list(split_entries([data[:-1]])) == entries[:-1]
+    splitter = Splitter()
+    assert [entry for piece in pieces for entry in splitter.split([piece])] == entries
+    assert Splitter().split(pieces) == entries
+    assert Splitter().split([data[:-1]]) == entries[:-1]
 
 
 def test_the_newline_that_the_engine_loses_comes_back() -> None:

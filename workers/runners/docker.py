@@ -1,7 +1,8 @@
 """Runs attempts as containers of a Docker engine.
 
-An attempt is a container named by installation, run and attempt. A code job's files are in ``/launch/code``, its working directory, and belong to the user it runs as. A command of the
-run's own replaces the image's entrypoint and command; without one the image's own are used.
+An attempt is a container named by installation, run and attempt. A code job's files are in ``/launch/code``, its
+working directory, and belong to the user it runs as. A command of the run's own replaces the image's entrypoint and
+command; without one the image's own are used.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from launch.errors import ConfigError, LaunchError, PermanentError, TemporaryError
+from launch.errors import ConfigError, TemporaryError
 from launch.models import parse
 from launch.plugins import Attempt, LogChunk, Plan, Problem, Runner, Status, TargetContext
-from workers.docker_engine import PAUSE_S, Engine, EngineSettings, Refused, away, read_with_pauses
+from workers.docker_engine import Engine, EngineSettings, Refused, away
+from workers.docker_streams import PAUSE_S, read_with_pauses
 from workers.runners import docker_options
-from workers.runners.docker_logs import LogReader, split_entries
+from workers.runners.docker_logs import LogReader, Splitter
 from workers.runners.docker_options import DockerOptions
 from workers.runners.docker_plan import INSTALLATION_LABEL, NAME_LABEL, container_body
 from workers.runners.docker_state import GONE, listed_status, status_of
@@ -173,9 +175,10 @@ class DockerRunner(Runner):
                 return
             raise away(exc) from exc
         silent_since = time.monotonic()
-        for entries in read_with_pauses(split_entries(pieces), close, PAUSE_S):
-            if entries:
-                yield from reader.read(entries, skips)
+        splitter = Splitter()
+        for batch in read_with_pauses(pieces, close, PAUSE_S):
+            if batch:
+                yield from reader.read(splitter.split(batch), skips)
                 silent_since = time.monotonic()
                 continue
             yield None

@@ -21,6 +21,7 @@ import codecs
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from launch.errors import ConfigError
 from launch.plugins import LogChunk, LogStream
@@ -34,8 +35,7 @@ MAX_CHUNK_BYTES = 1 << 16
 _HEADER_BYTES = 8
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One frame of the engine's log."""
 
     stream: LogStream
@@ -44,21 +44,26 @@ class Entry:
     data: bytes
 
 
-def split_entries(pieces: Iterable[bytes]) -> Iterator[Entry]:
-    """Yield the entries of a log's bytes; a last, unfinished one is left out, since it will come again."""
-    buffer = bytearray()
-    for piece in pieces:
-        buffer += piece
-        start = 0
-        while len(buffer) - start >= _HEADER_BYTES:
+class Splitter:
+    """Takes a log's bytes as they come, and gives the entries that are complete."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def split(self, pieces: Iterable[bytes]) -> list[Entry]:
+        """Return the entries that end in these pieces; a started one waits for the next."""
+        data = self._rest + b"".join(pieces)
+        entries, start, length = [], 0, len(data)
+        while length - start >= _HEADER_BYTES:
             body = start + _HEADER_BYTES
-            end = body + int.from_bytes(buffer[start + 4 : body], "big")
-            if len(buffer) < end:
+            end = body + int.from_bytes(data[start + 4 : body], "big")
+            if length < end:
                 break
-            stamp = buffer[body : body + STAMP_CHARS].decode("ascii")
-            yield Entry(STREAMS[buffer[start]], stamp, bytes(buffer[body + STAMP_CHARS + 1 : end]))
+            stamp = data[body : body + STAMP_CHARS].decode("ascii")
+            entries.append(Entry(STREAMS[data[start]], stamp, data[body + STAMP_CHARS + 1 : end]))
             start = end
-        del buffer[:start]
+        self._rest = data[start:]
+        return entries
 
 
 @dataclass

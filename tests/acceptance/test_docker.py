@@ -1,0 +1,245 @@
+"""The README's Docker commands, typed as a user types them, against a real engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+
+from launch.client import Client
+from launch.models import RunState
+from launch.settings import read_settings
+from tests.agents import QUICK, wait_until
+
+pytestmark = pytest.mark.timeout(900)
+
+DIGITS = Path(__file__).parent.parent / "jobs" / "digits"
+
+
+class Installation:
+    """A launch home of its own on the test's Redis and engine."""
+
+    def __init__(self, home: Path, redis_url: str, docker_host: str) -> None:
+        self.home = home
+        self.environment = {
+            **os.environ,
+            **QUICK,
+            "LAUNCH_HOME": str(home),
+            "LAUNCH_BROKER_URL": redis_url,
+            "DOCKER_HOST": docker_host,
+        }
+        self.client = Client(settings=read_settings(self.environment))
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def launch(self, *words: str, code: int = 0) -> str:
+        """Type a command, and return what it prints on standard output."""
+        done = subprocess.run(self._argv(words), env=self.environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == code, f"launch {' '.join(words)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """Type a command that goes on, such as an agent."""
+        with (self.home / f"{words[0]}-{len(self._started)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                self._argv(words), env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        self._started.append(process)
+        return process
+
+    def agent(self) -> subprocess.Popen[bytes]:
+        known = {agent.id for agent in self.client.agents()}
+        process = self.start("agent", "-q", "gpu-box", "--max-jobs", "2")
+        wait_until(lambda: {agent.id for agent in self.client.agents()} - known, what="the agent's first heartbeat")
+        return process
+
+    def end(self) -> None:
+        for process in reversed(self._started):
+            if process.poll() is None:
+                process.terminate()
+                process.wait(timeout=20)
+        self.client.close()
+
+    @staticmethod
+    def _argv(words: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-P", "-m", "launch", *words]
+
+
+@pytest.fixture
+def engine(docker_host: str, base_image: str) -> Iterator[docker.APIClient]:
+    client = docker.APIClient(base_url=docker_host, version="auto")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def here(tmp_path: Path, redis_url: str, docker_host: str, engine: docker.APIClient) -> Iterator[Installation]:
+    installation = Installation(tmp_path, redis_url, docker_host)
+    gateway = engine.inspect_network("bridge")["IPAM"]["Config"][0]["Gateway"]
+    installation.start("server", "--host", gateway)
+    wait_until(installation.client.store.server_urls, what="the tracking server")
+    config = '{"cpus": 1, "memory": "1g", "env": ["A=1"]}'
+    installation.launch("queue", "create", "gpu-box", "--resource", "docker", "--config", config)
+    yield installation
+    installation.end()
+
+
+def forget_environments(engine: docker.APIClient) -> None:
+    """Remove the environment images that earlier sessions left in the test engine's cache."""
+    for image in engine.images(name="launch-env"):
+        engine.remove_image(image["Id"], force=True)
+
+
+def containers(engine: docker.APIClient, here: Installation) -> list[dict[str, object]]:
+    label = f"ai.openlaunch.installation={here.client.store.installation()}"
+    return list(engine.containers(all=True, filters={"label": label}))
+
+
+def test_a_training_script_runs_in_docker_tracked_and_a_code_edit_builds_nothing(
+    here: Installation, engine: docker.APIClient, tmp_path: Path
+) -> None:
+    forget_environments(engine)
+    code = tmp_path / "digits"
+    shutil.copytree(DIGITS, code)
+    here.agent()
+    entrypoint = ("--entrypoint", "python train.py")
+    here.launch("job", "create", "code", str(code), "--name", "digits", *entrypoint)
+    words = ("enqueue", "digits", "-q", "gpu-box", "-c", "epochs=3", "--resource-args", '{"cpus": 2}', "--follow")
+
+    first = here.launch(*words)
+
+    run = here.client.runs(limit=1)[0]
+    assert run.state is RunState.FINISHED
+    assert "built" in first
+    assert re.search(r"step 2 .*accuracy", first)
+    assert "epochs = 3" in first
+    shown = json.loads(here.launch("show", run.id, "--json"))
+    assert {"id", "state", "queue", "job", "config", "summary", "cause", "attempt", "agent"} <= set(shown)
+    assert shown["config"]["epochs"] == 3
+    assert shown["summary"]["accuracy"] > 0.5
+    assert [row["epoch"] for row in run.history()] == [1, 2, 3]
+    assert any("epoch 3/3" in line for line in run.logs())
+    assert run.spec.resource_config == {"cpus": 2, "memory": "1g", "env": ["A=1"]}
+
+    images = {image["Id"] for image in engine.images()}
+    script = code / "train.py"
+    script.write_text("print('edited')\n" + script.read_text().replace("from __future__ import annotations\n", ""))
+    here.launch("job", "create", "code", str(code), "--name", "digits", *entrypoint)
+    second = here.launch(*words)
+
+    assert "reused" in second
+    assert "edited" in second
+    assert {image["Id"] for image in engine.images()} == images
+    assert here.client.runs(limit=1)[0].spec.job_ref == "digits:v1"
+    wait_until(lambda: containers(engine, here) == [], what="the containers' removal")
+
+
+def test_an_image_job_runs_a_command_and_its_container_has_what_the_queue_says(
+    here: Installation, base_image: str, engine: docker.APIClient
+) -> None:
+    here.agent()
+    options = ("--image", base_image, "-q", "gpu-box", "--tracking", "optional", "--follow")
+
+    out = here.launch("enqueue", *options, "--", "python", "-c", "import os; print(1, os.environ['A'])")
+
+    assert "1 1" in out
+    run = here.client.runs(limit=1)[0]
+    assert (run.state, run.cause and run.cause.exit_code) == (RunState.FINISHED, 0)
+
+
+def test_the_agent_goes_and_comes_back_under_running_containers(
+    here: Installation, base_image: str, engine: docker.APIClient
+) -> None:
+    """Once by SIGTERM, once by SIGKILL: one container, a log without gap or repeat."""
+    agent = here.agent()
+    script = "for i in $(seq 120); do echo line $i; sleep 0.1; done"
+    run = here.client.enqueue(image=base_image, command=["sh", "-c", script], queue="gpu-box", tracking="optional")
+    wait_until(lambda: len(list(run.logs())) > 5, what="the first lines")
+    (container,) = containers(engine, here)
+
+    started = time.monotonic()
+    agent.terminate()
+    agent.wait(timeout=20)
+    assert time.monotonic() - started < 2.0
+    agent = here.agent()
+    wait_until(lambda: run.refresh().agent is not None and len(list(run.logs())) > 30, what="the adopted run's lines")
+    kill_with_children(agent)
+    here.agent()
+    run.wait(timeout_s=60)
+
+    assert (run.state, run.attempt) == (RunState.FINISHED, 1)
+    assert [line for line in run.logs() if line.startswith("line")] == [f"line {i}" for i in range(1, 121)]
+    adoptions = [event for event in here.client.store.read_events(run.id) if event.note.startswith("adopted")]
+    assert len(adoptions) == 2
+    assert len({container["Id"]}) == 1
+    wait_until(lambda: containers(engine, here) == [], what="the container's removal")
+
+
+def kill_with_children(agent: subprocess.Popen[bytes]) -> None:
+    agent.send_signal(signal.SIGSTOP)
+    children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+    for pid in children:
+        os.kill(int(pid), signal.SIGKILL)
+    agent.kill()
+    agent.wait(timeout=20)
+
+
+def test_stop_ends_a_container_that_ignores_sigterm(
+    here: Installation, base_image: str, engine: docker.APIClient
+) -> None:
+    here.agent()
+    command = ["sh", "-c", "trap '' TERM; sleep 300 & while true; do sleep 1; done"]
+    run = here.client.enqueue(image=base_image, command=command, queue="gpu-box", tracking="optional")
+    wait_until(lambda: run.refresh().state is RunState.RUNNING)
+
+    started = time.monotonic()
+    run.stop(grace_s=1)
+    run.wait(timeout_s=20)
+
+    assert time.monotonic() - started < 3.0
+    assert run.state is RunState.STOPPED
+    wait_until(lambda: containers(engine, here) == [], what="the container's removal")
+
+
+def test_a_container_out_of_memory_says_so(here: Installation, base_image: str) -> None:
+    here.agent()
+    command = ["python", "-c", "x = bytearray(200 * 1024 * 1024); print(len(x))"]
+    run = here.client.enqueue(
+        image=base_image, command=command, queue="gpu-box", tracking="optional", resource_args={"memory": "32m"}
+    )
+    run.wait(timeout_s=60)
+
+    assert run.state is RunState.FAILED
+    assert run.cause is not None
+    assert run.cause.kind == "oom"
+    assert "memory" in run.cause.message
+
+
+def test_a_dry_run_prints_the_request_and_touches_nothing(
+    here: Installation, base_image: str, engine: docker.APIClient
+) -> None:
+    out = here.launch("enqueue", "--image", base_image, "-q", "gpu-box", "--dry-run", "--", "true")
+
+    assert '"NanoCpus"' in out
+    assert "0" * 40 not in out
+    assert here.client.runs() == []
+    assert containers(engine, here) == []
+
+
+def test_an_engine_that_is_away_is_named_with_its_fix(here: Installation, tmp_path: Path) -> None:
+    here.environment["DOCKER_HOST"] = f"unix://{tmp_path}/nothing.sock"
+    argv = Installation._argv(("agent", "-q", "gpu-box"))
+    done = subprocess.run(argv, env=here.environment, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 3
+    assert "nothing.sock" in done.stderr
+    assert "Traceback" not in done.stderr
