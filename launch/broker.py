@@ -100,9 +100,17 @@ def encode_bell(spec: LaunchSpec, spec_json: str) -> str:
     Args:
         spec: the launch.
         spec_json: the same spec as JSON, which the caller has at hand.
-
-    Source: Celery message protocol 2, https://docs.celeryq.dev/en/stable/internals/protocol.html
     """
+    return _encode(spec.run_id, celery_queue(spec.queue), spec_json, {RECORDED: 1})
+
+
+def encode_request(task_id: str | None, queue: str, spec: Any) -> str:
+    """Return an unmarked message that asks for a run, as a plain Celery client sends it."""
+    return _encode(task_id or "", celery_queue(queue), json.dumps(spec), {})
+
+
+def _encode(task_id: str, celery_name: str, spec_json: str, mark: dict[str, int]) -> str:
+    """Source: Celery message protocol 2, https://docs.celeryq.dev/en/stable/internals/protocol.html"""
     body = f'[[], {{"spec": {spec_json}}}, {{"callbacks": null, "errbacks": null, "chain": null, "chord": null}}]'
     return json.dumps(
         {
@@ -112,8 +120,8 @@ def encode_bell(spec: LaunchSpec, spec_json: str) -> str:
             "headers": {
                 "lang": "py",
                 "task": TASK_NAME,
-                "id": spec.run_id,
-                "root_id": spec.run_id,
+                "id": task_id,
+                "root_id": task_id,
                 "parent_id": None,
                 "group": None,
                 "eta": None,
@@ -124,16 +132,16 @@ def encode_bell(spec: LaunchSpec, spec_json: str) -> str:
                 "argsrepr": "",
                 "kwargsrepr": "",
                 "ignore_result": True,
-                RECORDED: 1,
+                **mark,
             },
             "properties": {
-                "correlation_id": spec.run_id,
+                "correlation_id": task_id,
                 "reply_to": "",
                 "delivery_mode": 2,
-                "delivery_info": {"exchange": "", "routing_key": celery_queue(spec.queue)},
+                "delivery_info": {"exchange": "", "routing_key": celery_name},
                 "priority": 0,
                 "body_encoding": "base64",
-                "delivery_tag": f"{spec.run_id}-bell",
+                "delivery_tag": f"{task_id}-bell",
             },
         },
         separators=(",", ":"),

@@ -10,22 +10,21 @@ import hashlib
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
 from launch.errors import ConfigError, NotFoundError
 from launch.models import Alias, CodeSource, Job, JobName, JobVersion, Tracking, closest, did_you_mean
 from launch.requirements import read_requirements, requirement_notes
+from launch.scripted import P, Scripted
 from launch.snapshots import MAX_BYTES, Snapshot, snapshot
 
 if TYPE_CHECKING:
     from launch.artifacts import ArtifactStore
     from launch.connection import LaunchRedis
 
-P = "launch:"
 _Versions = list[JobVersion]
 _MAX_NAME = 128
 _MAX_IMAGE_NAME = 255
@@ -43,7 +42,7 @@ _IMAGE = re.compile(
 )
 
 
-class JobRegistry:
+class JobRegistry(Scripted):
     """Job versions in Redis.
 
     Args:
@@ -52,10 +51,8 @@ class JobRegistry:
     """
 
     def __init__(self, redis: LaunchRedis, artifacts: ArtifactStore) -> None:
-        # redis-py types every answer as bytes, str or a promise of either; this connection always gives strings.
-        self.redis: Any = redis
+        super().__init__(redis)
         self.artifacts = artifacts
-        self._create = self.redis.register_script(_script("create_job"))
 
     def create(self, name: str, job: Job, aliases: Iterable[str] = ()) -> tuple[JobVersion, bool]:
         """Return the version with this content, made now if there is none, and whether it is new.
@@ -69,7 +66,7 @@ class JobRegistry:
             ConfigError: the name or an alias is not one.
         """
         arguments = [check_job_name(name), job.model_dump_json(), _content(job), *map(check_alias, aliases)]
-        version, is_new = self._create(args=arguments)
+        version, is_new = self._run("create_job", *arguments)
         return JobVersion.model_validate_json(version), bool(is_new)
 
     def get(self, ref: str) -> JobVersion:
@@ -137,11 +134,6 @@ class JobRegistry:
         if not names:
             return f"no job {name!r}; there are none yet: make one with 'launch job create code PATH --name {name}'"
         return f"no job {name!r}{did_you_mean(name, names)}"
-
-
-def _script(name: str) -> str:
-    folder = files("launch").joinpath("scripts")
-    return "\n".join(folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in ("prelude", name))
 
 
 def _content(job: Job) -> str:

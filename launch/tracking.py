@@ -15,17 +15,14 @@ import json
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-from launch.connection import LaunchRedis
 from launch.errors import LostClaimError
 from launch.models import ImageSource, LaunchSpec
+from launch.scripted import P, Scripted
 
 log = logging.getLogger(__name__)
 
-P = "launch:"
 WRITER_SPAN = 1 << 32
 """Row numbers of writer n start at n times this; the SDK is told so when it starts, and numbers its rows from there."""
 
@@ -35,22 +32,13 @@ _SYSTEM_COMPARE = 64
 _MERGE_TRIES = 50
 
 
-class TrackingStore:
+class TrackingStore(Scripted):
     """The part of a run's record that belongs to its script.
 
     Every write returns whether the attempt is still the run's; false means its key is dead.
     """
 
-    def __init__(self, redis: LaunchRedis) -> None:
-        # redis-py types every answer as bytes, str or a promise of either; this connection always gives strings.
-        self.redis: Any = redis
-        self._scripts: dict[str, Any] = {}
-
-    def _run(self, script: str, *args: Any) -> int:
-        registered = self._scripts.get(script)
-        if registered is None:
-            registered = self._scripts[script] = self.redis.register_script(_source(script))
-        return int(registered(args=args))
+    preludes = ("prelude", "tracking_guard")
 
     # --- keys ---------------------------------------------------------------------------------------------------------
 
@@ -95,7 +83,7 @@ class TrackingStore:
         left_out = self._run("tracking_rows", run_id, attempt, writer, first, MAX_HISTORY_BYTES, *rows)
         if left_out > 0:
             log.warning("run %s: its history has %d bytes, %d rows are left out", run_id, MAX_HISTORY_BYTES, left_out)
-        return left_out >= 0
+        return bool(left_out >= 0)
 
     def add_system(self, run_id: str, attempt: int, offset: int, rows: Sequence[str]) -> bool:
         """Add rows of system metrics, of which the newest 5000 or so are kept.
@@ -104,7 +92,7 @@ class TrackingStore:
         processes number theirs alike.
         """
         del offset
-        return self._run("tracking_system", run_id, attempt, _SYSTEM_ROWS, _SYSTEM_COMPARE, *rows) >= 0
+        return bool(self._run("tracking_system", run_id, attempt, _SYSTEM_ROWS, _SYSTEM_COMPARE, *rows) >= 0)
 
     def set_summary(self, run_id: str, attempt: int, summary: Mapping[str, Any]) -> bool:
         """Merge a summary into the run's, key by key: another process of the job may have reported others."""
@@ -113,18 +101,18 @@ class TrackingStore:
             merged = {**json.loads(held or "{}"), **summary}
             answer = self._run("tracking_set", run_id, attempt, "summary", held, _compact(merged))
             if answer:
-                return answer > 0
+                return bool(answer > 0)
         raise AssertionError(f"run {run_id}: its summary changed {_MERGE_TRIES} times under one write")
 
     def exit(self, run_id: str, attempt: int, exit_code: int) -> bool:
         """Note the exit code that the SDK reports. The run's end is its target's to tell, not the script's."""
         held = self.redis.hget(f"{P}run:{run_id}", "reported_exit") or ""
-        return self._run("tracking_set", run_id, attempt, "reported_exit", held, exit_code) >= 0
+        return bool(self._run("tracking_set", run_id, attempt, "reported_exit", held, exit_code) >= 0)
 
     def resume(self, run_id: str, attempt: int) -> bool:
         """Keep the history of the attempts before, as the script asked."""
         held = self.redis.hget(f"{P}run:{run_id}", "resumed") or ""
-        return self._run("tracking_set", run_id, attempt, "resumed", held, attempt) >= 0
+        return bool(self._run("tracking_set", run_id, attempt, "resumed", held, attempt) >= 0)
 
     def reserve_file(self, run_id: str, attempt: int, size_bytes: int, *, cap_bytes: int) -> bool | None:
         """Count a file against the run's cap; a negative size gives back. None: it does not fit."""
@@ -166,12 +154,6 @@ def _digest(key: str) -> str:
 def _compact(value: Mapping[str, Any]) -> str:
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     return text.encode(errors="replace").decode()  # half a character, which JSON can hold and UTF-8 cannot
-
-
-@cache
-def _source(script: str) -> str:
-    folder = files("launch").joinpath("scripts")
-    return "\n".join(folder.joinpath(f"{name}.lua").read_text() for name in ("prelude", "tracking_guard", script))
 
 
 # --- the job's environment --------------------------------------------------------------------------------------------

@@ -31,10 +31,13 @@ from launch.tracking import TrackingStore
 from workers.claim import Claim, Lease
 from workers.config import AgentConfig
 from workers.execute import Target, Tools, execute
-from workers.reconcile import Intake
+from workers.reconcile import Intake, reconcile
 from workers.slots import SlotTable
 
 log = logging.getLogger(__name__)
+
+_TURN_PAUSE_S = 0.2
+"""How long a message from outside is let lie while another agent takes such messages in."""
 
 _GOODBYE_S = 1.5
 """How long a leaving agent tries to release its runs; those it cannot are adopted once its heartbeat has run out."""
@@ -178,7 +181,10 @@ class Agent:
         claimed = None
         try:
             if not is_recorded:
-                self.intake.take_in(queue, spec, task_id=task_id, ring=False)
+                # Back to the front, and from there taken in like the others that wait behind it: in their order.
+                self.store.put_back(queue, spec, task_id=task_id)
+                if not reconcile(self.store, self.intake, queue, self.id):
+                    time.sleep(_TURN_PAUSE_S)
             claimed = self._claim(queue)
         except TemporaryError as exc:
             log.warning("queue %s: a message could not be answered: %s", queue, exc)

@@ -16,6 +16,7 @@ from celery import Celery, bootsteps, signals
 from celery.worker.consumer.tasks import Tasks
 
 from launch.broker import RECORDED, TASK_NAME, celery_queue, launch_queue, make_app
+from launch.chaos.fault_points import fault_points
 from launch.embedded import broker_url
 from launch.errors import ConfigError, LaunchError
 from launch.models import parse
@@ -87,7 +88,7 @@ class AgentStep(bootsteps.StartStopStep):
             config, id = AgentConfig.model_validate_json(raw), worker.hostname.partition("@")[0]
         else:
             config, id = _config_from_options(worker), None
-        return Agent(config, settings(), store, id=id, at_step=_at_step)
+        return Agent(config, settings(), store, id=id, at_step=fault_points(os.environ) or _at_step)
 
     def start(self, worker: Any) -> None:
         """Let the agent's heart beat."""

@@ -117,13 +117,18 @@ class Engine:
             TemporaryError: the engine is away.
             Refused: it said no.
         """
+        with self._border():
+            self._knock()
+            yield self.api
+
+    @contextlib.contextmanager
+    def _border(self) -> Iterator[None]:
         import docker.errors
         import requests
         import urllib3
 
         try:
-            self._knock()
-            yield self.api
+            yield
         except docker.errors.APIError as exc:
             raise Refused(exc.status_code or 500, _words(exc)) from exc
         except (docker.errors.DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
@@ -150,13 +155,16 @@ class Engine:
             if response.status_code >= 400:
                 with response:
                     raise _refusal(response)
-        return response.raw.stream(1 << 16), stream_closer(response)
+        return self._pieces(response), stream_closer(response)
+
+    def _pieces(self, response: Any) -> Iterator[bytes]:
+        with self._border():
+            yield from response.raw.stream(1 << 16)
 
     def open_messages(self, path: str, params: Mapping[str, Any], **request: Any) -> Iterator[list[dict[str, Any]]]:
         """Post a request whose answer is a stream of JSON messages; yield them as they come, ``[]`` after a pause."""
         pieces, close = self.open_stream("POST", path, params, **request)
-        with self.talk():
-            yield from read_with_pauses(json_lines(pieces), close, PAUSE_S)
+        yield from read_with_pauses(json_lines(pieces), close, PAUSE_S)
 
     def registry_auth(self, image: str) -> dict[str, str]:
         """Return the header with the credentials for an image's registry that ``docker login`` has kept, if any."""

@@ -19,6 +19,8 @@ from launch.store import RunStore
 
 log = logging.getLogger(__name__)
 
+_TURN_S = 10.0
+
 
 class Intake:
     """Takes in the requests of plain Celery clients: checked like any other, each recorded once."""
@@ -27,14 +29,13 @@ class Intake:
         self._store = store
         self._builder = builder
 
-    def take_in(self, queue: str, spec: Any, *, task_id: str | None, ring: bool) -> None:
+    def take_in(self, queue: str, spec: Any, *, task_id: str | None) -> None:
         """Record the run a message asks for, or a failed one that says what is wrong with it.
 
         Args:
             queue: where the message was.
             spec: its ``spec`` keyword.
             task_id: the message's id, which names the run, so that a second delivery is the same run.
-            ring: whether the run needs a message of ours.
         """
         run_id = _run_id(task_id)
         try:
@@ -43,7 +44,7 @@ class Intake:
                 if spec["queue"] != queue:
                     raise ConfigError(f"spec/queue: is {spec['queue']!r}, but the message was sent to queue {queue!r}")
             launch = self._builder.register_foreign(spec, run_id=run_id)
-            self._store.enqueue_many([launch], ring=ring)
+            self._store.enqueue(launch)
         except RequestError as exc:
             log.warning("queue %s: message %s is no valid launch: %s", queue, task_id, exc)
             self._store.refuse(_placeholder(run_id, queue, self._store), Cause(kind=CauseKind.CONFIG, message=str(exc)))
@@ -59,14 +60,16 @@ def _placeholder(run_id: str, queue: str, store: RunStore) -> LaunchSpec:
     return LaunchSpec(run_id=run_id, queue=queue, resource=store.queue(queue).resource, job=job)
 
 
-def reconcile(store: RunStore, intake: Intake, queue: str) -> None:
-    """Make a queue's messages as many as its waiting runs."""
-    messages, waiting = store.messages(queue)
-    if messages < waiting:
-        added = store.ring_missing(queue)
-        log.info("queue %s: %d message(s) were missing", queue, added)
-    elif messages > waiting:
-        _sort_out(store, intake, queue)
+def reconcile(store: RunStore, intake: Intake, queue: str, agent: str) -> bool:
+    """Make a queue's messages as many as its waiting runs; false when another agent is at it."""
+    with store.turn(f"reconcile:{queue}", agent, for_s=_TURN_S) as mine:
+        if mine:
+            messages, waiting = store.messages(queue)
+            if messages < waiting:
+                log.info("queue %s: %d message(s) were missing", queue, store.ring_missing(queue))
+            elif messages > waiting:
+                _sort_out(store, intake, queue)
+        return mine
 
 
 def _sort_out(store: RunStore, intake: Intake, queue: str) -> None:
@@ -81,7 +84,7 @@ def _sort_out(store: RunStore, intake: Intake, queue: str) -> None:
             ours.setdefault(message.task_id or "", []).append((name, raw))
         else:
             # Recorded first, removed then: dying in between repeats the first, which changes nothing.
-            intake.take_in(queue, message.spec, task_id=message.task_id, ring=True)
+            intake.take_in(queue, message.spec, task_id=message.task_id)
             store.take_message(name, raw)
     _remove_surplus(store, queue, ours)
 

@@ -117,11 +117,8 @@ class Supervisor:
             self._agent.listen_again(queue)
 
     def _reconcile(self) -> None:
-        agent = self._agent
-        for queue in agent.resources:
-            with agent.store.turn(f"reconcile:{queue}", agent.id, for_s=10.0) as mine:
-                if mine:
-                    reconcile(agent.store, agent.intake, queue)
+        for queue in self._agent.resources:
+            reconcile(self._agent.store, self._agent.intake, queue, self._agent.id)
 
     # --- orphans and leftovers ----------------------------------------------------------------------------------------
 

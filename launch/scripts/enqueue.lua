@@ -1,5 +1,5 @@
 -- Records runs, gives each its place and rings once a run. Each is all or nothing; one that is refused stops none.
--- ARGV: count, then six a run: id, spec (JSON), message ("" rings nothing), priority class, queue, queue config version
+-- ARGV: count, then six a run: id, spec (JSON), message, priority class, queue, queue config version
 -- Returns one answer a run: OK | SAME | CONFLICT | NOQUEUE | STALE (the queue's config is a newer one)
 local answers = {}
 local at = stamp(now())
@@ -21,9 +21,7 @@ for i = 0, tonumber(ARGV[1]) - 1 do
     redis.call('HSET', key, 'spec', spec, 'state', 'queued', 'queue', queue, 'seq', seq, 'score', score,
       'created_at', at)
     redis.call('ZADD', queue_key(queue, 'waiting'), score, id)
-    if bell ~= '' then
-      redis.call('LPUSH', 'launch.' .. queue, bell)
-    end
+    redis.call('LPUSH', 'launch.' .. queue, bell)
   end
   answers[#answers + 1] = answer
 end

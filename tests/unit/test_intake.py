@@ -27,6 +27,7 @@ class Queues:
         self.asked: list[str] = []
         self.known = {
             "local": QueueSpec(name="local", resource="process"),
+            "box": QueueSpec(name="box", resource="docker"),
             "fast": QueueSpec(name="fast", resource="process", priorities=True, version=3),
             "open": QueueSpec(name="open", resource="process", config={"env": {"A": "1"}}, overrides="all"),
         }
@@ -72,7 +73,7 @@ def test_a_command_is_a_job_without_a_source(builder: SpecBuilder) -> None:
 
 
 def test_an_image_with_a_command_is_an_image_job(builder: SpecBuilder) -> None:
-    spec = builder.build({"image": "python:3.11", "command": "python -c 'print(1)'", "queue": "local"})
+    spec = builder.build({"image": "python:3.11", "command": "python -c 'print(1)'", "queue": "box"})
     assert spec.job == Job(source=ImageSource(image="python:3.11"), entrypoint=("python", "-c", "print(1)"))
 
 
@@ -123,7 +124,7 @@ def test_ids_are_made_when_none_is_given(builder: SpecBuilder) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"queue": "gpu"}, "no queue 'gpu'; there are: local, fast, open"),
+        ({"queue": "gpu"}, "no queue 'gpu'; there are: local, box, fast, open"),
         ({"job": "digit"}, "no job 'digit'; there are: digits"),
         ({"job": None}, "give one of job, image and command"),
         ({"image": "python:3.11"}, "not job and image"),
@@ -132,6 +133,7 @@ def test_ids_are_made_when_none_is_given(builder: SpecBuilder) -> None:
         ({"job": None, "command": "sh -c 'oops"}, "unbalanced quotes"),
         ({"job": None, "command": ["a\0b"]}, "zero character"),
         ({"job": None, "command": [1]}, "should be a valid string, not 1"),
+        ({"job": None, "image": "python:3.11"}, "which runs no images; use a queue of resource docker"),
         ({"job": None, "image": "Bad Image"}, "image: should be like"),
         ({"job": None, "entrypoint": "python x.py"}, "an entrypoint needs a job, image or path"),
         ({"job": None, "path": "."}, "path: code cannot be named by a path here"),
@@ -249,9 +251,7 @@ def test_a_wandb_launch_spec_is_understood(builder: SpecBuilder) -> None:
 
 
 def test_a_wandb_image_is_understood(builder: SpecBuilder) -> None:
-    spec = builder.register_foreign(
-        {"queue": "local", "docker": {"docker_image": "img:1"}, "run_id": "own"}, run_id="x"
-    )
+    spec = builder.register_foreign({"queue": "box", "docker": {"docker_image": "img:1"}, "run_id": "own"}, run_id="x")
     assert (spec.job.source, spec.run_id) == (ImageSource(image="img:1"), "own")
 
 

@@ -7,6 +7,7 @@ command; without one the image's own are used.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
@@ -155,12 +156,13 @@ class DockerRunner(Runner):
     def logs(self, handle: str, cursor: str | None = None) -> Iterator[LogChunk]:
         """Yield what the job has written since ``cursor`` and what it goes on to write; empty text in silence."""
         reader = LogReader.at(cursor)
-        while True:
-            for chunk in self._read(handle, reader, follow=True):
-                yield chunk or LogChunk("stdout", "", reader.cursor)
-            status = self.wait(handle, PAUSE_S)
-            if status.is_final:
-                break
+        is_over = False
+        while not is_over:
+            # A stream that breaks is like one that ends: whether the engine is away or the job has ended, wait tells.
+            with contextlib.suppress(TemporaryError):
+                for chunk in self._read(handle, reader, follow=True):
+                    yield chunk or LogChunk("stdout", "", reader.cursor)
+            is_over = self.wait(handle, PAUSE_S).is_final
         yield from (chunk for chunk in self._read(handle, reader, follow=False) if chunk)
         yield from reader.finish()
 

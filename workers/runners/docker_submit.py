@@ -16,8 +16,8 @@ from workers.docker_engine import Engine, Refused
 from workers.runners.docker_code import code_archive, owner_of, read_file_of
 from workers.runners.docker_state import was_started
 
-TRIES = 10
-"""How often a name is tried to be taken while its last owner is being removed."""
+PATIENCE_S = 10.0
+"""How long to wait for another agent that is starting or removing the container."""
 
 
 class Submission:
@@ -48,35 +48,38 @@ class Submission:
         return container
 
     def _create(self) -> tuple[bool, str]:
-        """Return whether the attempt was started before, and the container's id."""
+        """Return whether the attempt was started before, and the container's id.
+
+        One container that is in the way is removed, as a dead agent's. If there is another one then, an agent is at
+        work on it just now and is waited for: agents that went on removing each other's would never start any.
+        """
+        removed = None
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            made = self._try_to_create()
+            if made is not None:
+                return False, made
+            found = self.engine.inspect(self.plan.name)
+            if found is not None and was_started(found):
+                return True, str(found["Id"])
+            if found is not None and removed is None:
+                removed = found["Id"]
+                self._discard(removed)
+            elif found is not None:
+                time.sleep(0.1)
+        raise TemporaryError(f"another agent is starting or removing the container {self.plan.name}; it is tried again")
+
+    def _try_to_create(self) -> str | None:
+        """Return the new container's id, or none when the name is taken."""
         body = dict(self.plan.request)
         platform = body.pop("Platform", None)
-        for _ in range(TRIES):
-            try:
-                with self.engine.talk() as api:
-                    made = api.create_container_from_config(body, self.plan.name, platform)
-                return False, str(made["Id"])
-            except Refused as exc:
-                if exc.status != 409:
-                    raise _cannot_start(exc, f"cannot create a container of {body['Image']}") from exc
-            if started := self._take_or_clear(self.plan.name):
-                return True, started
-        raise TemporaryError(f"the container {self.plan.name} is being removed; it is tried again")
-
-    def _take_or_clear(self, name: str) -> str | None:
-        """Return the id of the container that has the name if it was ever started; otherwise remove it."""
-        found = self.engine.inspect(name)
-        if found is None:
-            return None
-        if was_started(found):
-            return str(found["Id"])
-        self._discard(found["Id"])
-        found = self.engine.inspect(found["Id"])
-        if found is not None and was_started(found):
-            return str(found["Id"])
-        if found is not None:
-            time.sleep(0.1)  # its removal is under way
-        return None
+        try:
+            with self.engine.talk() as api:
+                return str(api.create_container_from_config(body, self.plan.name, platform)["Id"])
+        except Refused as exc:
+            if exc.status == 409:
+                return None
+            raise _cannot_start(exc, f"cannot create a container of {body['Image']}") from exc
 
     def _put_code(self, container: str) -> None:
         assert self.plan.code is not None

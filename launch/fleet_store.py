@@ -1,0 +1,88 @@
+"""Who is there: the installation, its agents, the tracking server, and whose turn it is at a shared duty."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from launch.queue_store import WAKE_CHANNEL
+from launch.records import AgentRecord, agent_from_hash
+from launch.scripted import P, Scripted
+
+_SERVER_TTL_S = 10
+
+
+class FleetStore(Scripted):
+    """Agents and the server; a part of :class:`launch.store.RunStore`."""
+
+    def installation(self) -> str:
+        """Return eight hex digits, made once, that tell this installation's things at a target from another's."""
+        self.redis.set(f"{P}installation", secrets.token_hex(4), nx=True)
+        return str(self.redis.get(f"{P}installation"))
+
+    def now(self) -> float:
+        """Return Redis' time in Unix seconds: the only clock that counts."""
+        seconds, micros = self.redis.time()
+        return float(seconds + micros / 1e6)
+
+    def subscribe(self) -> Any:
+        """Return a subscription to the wake channel: ``stop <run>``, ``queue <name>``, ``orphan <run>``."""
+        pubsub = self.redis.pubsub()
+        pubsub.subscribe(WAKE_CHANNEL)
+        return pubsub
+
+    @contextmanager
+    def turn(self, duty: str, agent: str, for_s: float) -> Iterator[bool]:
+        """Give one agent at a time the turn at a duty, for so long at most: yields whether it is this one's."""
+        key = f"{P}turn:{duty}"
+        mine = bool(self.redis.set(key, agent, nx=True, px=int(for_s * 1000)))
+        try:
+            yield mine
+        finally:
+            if mine and self.redis.get(key) == agent:
+                self.redis.delete(key)
+
+    def heartbeat(self, agent: str, fields: Mapping[str, Any], *, gap_s: float) -> None:
+        """Say that an agent lives. A longer gap than ``gap_s`` between two makes it wait before it adopts again."""
+        flat = [item for name, value in fields.items() for item in (name, json.dumps(value))]
+        self._run("heartbeat", agent, gap_s, *flat)
+
+    def forget_agent(self, agent: str) -> None:
+        """Take an agent that went of its own will off the list."""
+        self.redis.zrem(f"{P}agents", agent)
+        self.redis.delete(f"{P}agent:{agent}")
+
+    def living(self, *, dead_after_s: float) -> set[str]:
+        """Return the agents that have been seen within so many seconds."""
+        return set(self.redis.zrange(f"{P}agents", self.now() - dead_after_s, "+inf", byscore=True))
+
+    def agents(self, *, dead_after_s: float = 10.0) -> list[AgentRecord]:
+        """Return the agents that have been seen, the living first, then by name."""
+        beats = self.redis.zrange(f"{P}agents", 0, -1, withscores=True)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for agent, _ in beats:
+                pipe.hgetall(f"{P}agent:{agent}")
+            hashes = pipe.execute()
+        now = self.now()
+        found = [
+            agent_from_hash(agent, raw, beat, is_alive=now - beat < dead_after_s)
+            for (agent, beat), raw in zip(beats, hashes, strict=True)
+            if raw.get("name")
+        ]
+        return sorted(found, key=lambda agent: (not agent.is_alive, agent.name, -agent.heartbeat_at))
+
+    def announce_server(self, urls: Sequence[str]) -> None:
+        """Say where the tracking server listens; to be said again every three seconds."""
+        self.redis.set(f"{P}server", json.dumps(list(urls)), ex=_SERVER_TTL_S)
+
+    def withdraw_server(self) -> None:
+        """Say that the tracking server ends."""
+        self.redis.delete(f"{P}server")
+
+    def server_urls(self) -> list[str]:
+        """Return where the tracking server listens; empty when none is up."""
+        raw = self.redis.get(f"{P}server")
+        return list(json.loads(raw)) if raw else []

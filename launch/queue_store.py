@@ -1,0 +1,156 @@
+"""Queues in Redis: their settings, how much is in them, and the messages that Celery carries for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from launch.broker import encode_bell, encode_request, message_lists
+from launch.errors import ConflictError, NotFoundError
+from launch.models import LaunchSpec, QueueSpec, did_you_mean
+from launch.records import QueueCounts
+from launch.scripted import P, Scripted
+
+WAKE_CHANNEL = f"{P}wake"
+_SETS = ("waiting", "held", "delayed", "active")
+_PAGE = 500
+
+
+class QueueStore(Scripted):
+    """Queues; a part of :class:`launch.store.RunStore`."""
+
+    def create_queue(self, spec: QueueSpec) -> QueueSpec:
+        """Make a queue; making the same one again changes nothing.
+
+        Raises:
+            ConflictError: there is one of that name with other settings.
+        """
+        if self._run("create_queue", spec.name, spec.model_dump_json(exclude={"paused"}), *_queue_fields(spec)) == "OK":
+            return spec
+        existing = self.queue(spec.name)
+        if existing.model_copy(update={"paused": spec.paused}) != spec:
+            raise ConflictError(f"queue {spec.name!r} exists with other settings; see `launch queue show {spec.name}`")
+        return existing
+
+    def queue(self, name: str) -> QueueSpec:
+        """Return a queue's settings.
+
+        Raises:
+            NotFoundError: there is none of that name; the message lists those there are.
+        """
+        raw = self.redis.hmget(f"{P}queue:{name}", "spec", "paused")
+        if raw[0] is None:
+            known = sorted(self.redis.smembers(f"{P}queues"))
+            hint = did_you_mean(name, known) or "; there are none yet: `launch queue create NAME --resource process`"
+            raise NotFoundError(f"no queue {name!r}{hint}")
+        return QueueSpec.model_validate_json(raw[0]).model_copy(update={"paused": raw[1] == "1"})
+
+    def queues(self) -> list[QueueSpec]:
+        """Return all queues, by name."""
+        names = sorted(self.redis.smembers(f"{P}queues"))
+        with self.redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hmget(f"{P}queue:{name}", "spec", "paused")
+            found = pipe.execute()
+        return [
+            QueueSpec.model_validate_json(spec).model_copy(update={"paused": paused == "1"})
+            for spec, paused in found
+            if spec
+        ]
+
+    def queue_config(self, name: str, version: int) -> dict[str, Any]:
+        """Return the resource config a queue had at a version.
+
+        Raises:
+            NotFoundError: it never had that version.
+        """
+        raw = self.redis.hget(f"{P}queue:{name}", f"config:{version}")
+        if raw is None:
+            raise NotFoundError(f"queue {name!r} has no config version {version}")
+        return dict(json.loads(raw))
+
+    def set_paused(self, name: str, paused: bool) -> None:
+        """Let a queue give out no more runs, or let it again.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        self.queue(name)
+        self.redis.hset(f"{P}queue:{name}", "paused", "1" if paused else "0")
+        self.redis.publish(WAKE_CHANNEL, f"queue {name}")
+
+    def gives_out(self, queue: str) -> bool:
+        """Return whether a claim would not be blocked now."""
+        paused, limit = self.redis.hmget(f"{P}queue:{queue}", "paused", "max_concurrent")
+        return paused != "1" and (limit is None or self.redis.zcard(f"{P}queue:{queue}:active") < int(limit))
+
+    def counts(self, names: Iterable[str]) -> dict[str, QueueCounts]:
+        """Return ``{queue: QueueCounts}``."""
+        names = list(names)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                for kind in _SETS:
+                    pipe.zcard(f"{P}queue:{name}:{kind}")
+            sizes = pipe.execute()
+        return {name: QueueCounts(*sizes[i * 4 : i * 4 + 4]) for i, name in enumerate(names)}
+
+    # --- messages and waiting runs, compared -------------------------------------------------------------------------
+
+    def messages(self, queue: str) -> tuple[int, int]:
+        """Return how many messages a queue's lists hold, and how many runs wait: the same, but for a moment."""
+        with self.redis.pipeline(transaction=True) as pipe:
+            for name in message_lists(queue):
+                pipe.llen(name)
+            pipe.zcard(f"{P}queue:{queue}:waiting")
+            *lengths, waiting = pipe.execute()
+        return sum(lengths), waiting
+
+    def ring_missing(self, queue: str) -> int:
+        """Add the messages a queue is short of; returns how many."""
+        messages, waiting = self.messages(queue)
+        if messages >= waiting:
+            return 0
+        # Whose messages they are does not matter: receiving one means claiming the head.
+        heads = self.redis.zrange(f"{P}queue:{queue}:waiting", 0, min(waiting - messages, _PAGE) - 1)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for run_id in heads:
+                pipe.hget(f"{P}run:{run_id}", "spec")
+            specs = [spec for spec in pipe.execute() if spec is not None]
+        bells = [encode_bell(LaunchSpec.model_validate_json(spec), spec) for spec in specs]
+        return int(self._run("ring", queue, *bells))
+
+    def peek(self, queue: str, limit: int = 20_000) -> Iterator[tuple[str, str]]:
+        """Yield ``(list, message)`` of what waits in a queue's lists, the next to be received first."""
+        for name in message_lists(queue):
+            for start in range(1, limit + 1, _PAGE):
+                page = self.redis.lrange(name, -(start + _PAGE - 1), -start)
+                yield from ((name, message) for message in reversed(page))
+                if len(page) < _PAGE:
+                    break
+
+    def put_back(self, queue: str, spec: Any, *, task_id: str | None) -> None:
+        """Put a request that was received back as the next to be received."""
+        self.redis.rpush(message_lists(queue)[0], encode_request(task_id, queue, spec))
+
+    def take_message(self, name: str, message: str) -> bool:
+        """Remove one message from a list; false when it is no longer there."""
+        return bool(self.redis.lrem(name, -1, message))
+
+    def waiting_among(self, queue: str, run_ids: Sequence[str]) -> set[str]:
+        """Return those of the runs that wait in the queue."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.zscore(f"{P}queue:{queue}:waiting", run_id)
+            return {run_id for run_id, score in zip(run_ids, pipe.execute(), strict=True) if score is not None}
+
+
+def _queue_fields(spec: QueueSpec) -> list[Any]:
+    fields = {
+        "version": spec.version,
+        f"config:{spec.version}": json.dumps(spec.config, sort_keys=True),
+        "paused": int(spec.paused),
+    }
+    if spec.max_concurrent is not None:
+        fields["max_concurrent"] = spec.max_concurrent
+    return [item for pair in fields.items() for item in pair]
