@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from launch.queue_store import WAKE_CHANNEL
-from launch.records import AgentRecord, agent_from_hash
+from launch.records import AgentRecord, Wishes, agent_from_hash
 from launch.scripted import P, Scripted
 
 _SERVER_TTL_S = 10
@@ -54,6 +54,22 @@ class FleetStore(Scripted):
         """Take an agent that went of its own will off the list."""
         self.redis.zrem(f"{P}agents", agent)
         self.redis.delete(f"{P}agent:{agent}")
+
+    def wish(self, agent: str, *, max_jobs: int | None = None, drain: bool = False) -> None:
+        """Ask a living agent for another number of slots, or to end when its runs have; it hears of it at once."""
+        fields = {"wished_max_jobs": max_jobs, "wished_drain": int(drain) or None}
+        self.redis.hset(f"{P}agent:{agent}", mapping={key: value for key, value in fields.items() if value is not None})
+        self.redis.publish(WAKE_CHANNEL, f"agent {agent}")
+
+    def wishes(self, agent: str) -> Wishes:
+        """Return what an agent has been asked for."""
+        max_jobs, drain = self.redis.hmget(f"{P}agent:{agent}", "wished_max_jobs", "wished_drain")
+        return Wishes(int(max_jobs) if max_jobs else None, drain == "1")
+
+    def last_seen(self, agent: str) -> float | None:
+        """Return when an agent's heart last beat, in Redis' time."""
+        beat = self.redis.zscore(f"{P}agents", agent)
+        return None if beat is None else float(beat)
 
     def living(self, *, dead_after_s: float) -> set[str]:
         """Return the agents that have been seen within so many seconds."""

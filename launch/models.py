@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from launch.errors import ConfigError
 
@@ -108,6 +108,67 @@ def new_run_id() -> str:
     return "".join(secrets.choice(alphabet) for _ in range(8))
 
 
+# --- what becomes of a run that fails, and how long it may take -------------------------------------------------------
+
+
+def _as_rule(value: Any) -> Any:
+    return {"times": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class RetryRule(Model):
+    """How often a run is tried again after one kind of failure; a bare number is ``times``."""
+
+    times: Annotated[int, Field(ge=0, le=1000)] = 0
+    memory: Annotated[str, StringConstraints(pattern=r"^x\d+(\.\d+)?$")] | None = None
+    """Memory for the next attempt, as a multiple of this one's: ``"x1.5"``."""
+
+    @property
+    def memory_factor(self) -> float:
+        """The multiple as a number; 1 if memory stays."""
+        return float(self.memory[1:]) if self.memory else 1.0
+
+
+Rule = Annotated[RetryRule, BeforeValidator(_as_rule)]
+
+
+class RetryPolicy(Model):
+    """When a failed attempt is followed by another, at the run's old place in its queue."""
+
+    preempted: Rule = RetryRule(times=5)
+    """The target took its machine away."""
+    host_lost: Rule = RetryRule()
+    """Its machine vanished. The attempt may still run there, unseen: allow it for jobs that may run twice at once."""
+    oom: Rule = RetryRule()
+    """It ran out of memory."""
+    error: Rule = RetryRule()
+    """It exited with another code than 0, or by a signal."""
+    backoff_s: Annotated[float, Field(ge=0)] = 10.0
+    """The pause before the first retry, twice as long before each further one."""
+    max_backoff_s: Annotated[float, Field(ge=0)] = 600.0
+
+    def rule_for(self, kind: CauseKind) -> RetryRule:
+        """Return the rule for a cause; most causes have none, since trying again would change nothing."""
+        if kind in (CauseKind.EXIT_CODE, CauseKind.SIGNAL):
+            return self.error
+        rules = {CauseKind.PREEMPTED: self.preempted, CauseKind.HOST_LOST: self.host_lost, CauseKind.OOM: self.oom}
+        return rules.get(kind, RetryRule())
+
+    def pause_s(self, retries_before: int) -> float:
+        """Return the pause before a retry, in seconds."""
+        return float(min(self.max_backoff_s, self.backoff_s * 2.0 ** min(retries_before, 60)))
+
+
+class Limits(Model):
+    """How long a run may take; none: no limit."""
+
+    start_s: Annotated[float, Field(gt=0)] | None = None
+    """From its claim until it runs: fetching, building, pulling, waiting for a machine."""
+    run_s: Annotated[float, Field(gt=0)] | None = None
+    """At its target."""
+    orphan_s: Annotated[float, Field(gt=0)] = 86_400.0
+    """Without an agent that could follow it, until it counts as lost with its machine."""
+
+
 # --- jobs ------------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +216,8 @@ class Job(Model):
     requirements: Digest | None = None
     """sha256 of the requirements file in the artifact store; none means nothing to install."""
     tracking: Tracking = Tracking.REQUIRED
+    retry: RetryPolicy | None = None
+    """None: as the queue says."""
 
     @model_validator(mode="after")
     def _has_something_to_run(self) -> Job:
@@ -225,6 +288,8 @@ class QueueSpec(Model):
     """Whether critical, high and low are accepted besides medium."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     """The most runs of this queue at once, over all agents."""
+    retry: RetryPolicy = RetryPolicy()
+    limits: Limits = Limits()
     version: int = 1
     """Counts up when ``config`` changes."""
     paused: bool = False
@@ -258,6 +323,8 @@ class LaunchSpec(Model):
     """The launch's own override of the queue's resource config."""
     resource_config: dict[str, Any] = {}
     """Queue default and override merged: what the runner gets."""
+    retry: RetryPolicy = RetryPolicy()
+    limits: Limits = Limits()
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -359,6 +426,17 @@ class Fence(Model):
     nonce: str
 
 
+class AttemptRecord(Model):
+    """A try that did not end its run."""
+
+    number: int
+    agent: str | None
+    cause: Cause
+    log_archive: Digest | None = None
+    started_at: float | None = None
+    ended_at: float
+
+
 class RunRecord(Model):
     """A run as Redis keeps it: the truth."""
 
@@ -368,6 +446,16 @@ class RunRecord(Model):
     """Order of enqueueing over all queues."""
     attempt: int = 0
     """The try it is at; 0 before the first claim."""
+    attempts: tuple[AttemptRecord, ...] = ()
+    """The tries before."""
+    memory_factor: float = 1.0
+    """What retries have made of the memory asked for."""
+    held_by: str | None = None
+    """Who took it out of its queue's order."""
+    due_at: float | None = None
+    """When its pause before a retry ends."""
+    released_at: float | None = None
+    """Since when it has had no agent, if the last one let go of it."""
     agent: str | None = None
     locality: str | None = None
     """Which agents can follow it at its target: those with the same one."""

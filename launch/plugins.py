@@ -189,6 +189,14 @@ class Runner(ABC):
         """Return what a queue's ``options`` say to the builder; most have nothing to say."""
         return {}
 
+    @classmethod
+    def with_memory(cls, config: Mapping[str, Any], factor: float) -> dict[str, Any]:  # noqa: ARG003
+        """Return the resource config with its memory multiplied, for a retry after running out of it.
+
+        A target whose config says nothing of memory returns it as it is.
+        """
+        return dict(config)
+
     def scratch_dir(self, attempt_name: str) -> str | None:  # noqa: ARG002
         """Return a folder at the target that the job may write and that goes with the attempt.
 

@@ -33,6 +33,42 @@ class QueueStore(Scripted):
             raise ConflictError(f"queue {spec.name!r} exists with other settings; see `launch queue show {spec.name}`")
         return existing
 
+    def update_queue(self, spec: QueueSpec) -> QueueSpec:
+        """Give a queue new settings; queued runs keep the resource config they were enqueued with.
+
+        Args:
+            spec: the settings, with the version they were read with. A changed ``config`` makes it the next version.
+
+        Raises:
+            NotFoundError: there is no such queue.
+            ConflictError: somebody else changed it meanwhile, or the target resource would be another.
+        """
+        before = self.queue(spec.name)
+        if spec.resource != before.resource:
+            raise ConflictError(
+                f"queue {spec.name!r} is of resource {before.resource!r} and stays so; make another queue for "
+                f"{spec.resource!r}"
+            )
+        version = before.version + (spec.config != before.config)
+        after = spec.model_copy(update={"version": version, "paused": before.paused})
+        fields = _queue_fields(after)
+        text = after.model_dump_json(exclude={"paused"})
+        if self._run("update_queue", spec.name, spec.version, text, *fields) != "OK":
+            raise ConflictError(f"queue {spec.name!r} was changed by somebody else at this moment; try again")
+        return after
+
+    def delete_queue(self, name: str) -> None:
+        """Delete a queue that holds no runs.
+
+        Raises:
+            NotFoundError: there is no such queue.
+            ConflictError: there are runs in it.
+        """
+        self.queue(name)
+        answer, _, inside = self._run("delete_queue", name).partition(" ")
+        if answer == "INUSE":
+            raise ConflictError(f"queue {name!r} holds {inside} run(s); `launch stop --queue {name} --all` stops them")
+
     def queue(self, name: str) -> QueueSpec:
         """Return a queue's settings.
 
@@ -83,7 +119,7 @@ class QueueStore(Scripted):
     def gives_out(self, queue: str) -> bool:
         """Return whether a claim would not be blocked now."""
         paused, limit = self.redis.hmget(f"{P}queue:{queue}", "paused", "max_concurrent")
-        return paused != "1" and (limit is None or self.redis.zcard(f"{P}queue:{queue}:active") < int(limit))
+        return paused != "1" and (not limit or self.redis.zcard(f"{P}queue:{queue}:active") < int(limit))
 
     def counts(self, names: Iterable[str]) -> dict[str, QueueCounts]:
         """Return ``{queue: QueueCounts}``."""
@@ -150,7 +186,6 @@ def _queue_fields(spec: QueueSpec) -> list[Any]:
         "version": spec.version,
         f"config:{spec.version}": json.dumps(spec.config, sort_keys=True),
         "paused": int(spec.paused),
+        "max_concurrent": spec.max_concurrent or "",
     }
-    if spec.max_concurrent is not None:
-        fields["max_concurrent"] = spec.max_concurrent
     return [item for pair in fields.items() for item in pair]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launch.models import Cause, Fence, LaunchSpec, RunRecord, RunState, StopRequest
+from launch.models import AttemptRecord, Cause, Fence, LaunchSpec, RunRecord, RunState, StopRequest
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,14 @@ class AgentRecord:
     is_alive: bool
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """What somebody has asked of an agent."""
+
+    max_jobs: int | None
+    drain: bool
+
+
 def spec_to_json(spec: LaunchSpec) -> str:
     """Return a launch as records and messages hold it: compact, no defaults, the same text for the same launch."""
     data = spec.model_dump(mode="json", exclude_defaults=True)
@@ -84,6 +92,11 @@ def run_from_hash(raw: Mapping[str, str]) -> RunRecord:
         state=RunState(raw["state"]),
         seq=int(raw["seq"]),
         attempt=int(raw.get("attempt", 0)),
+        attempts=tuple(AttemptRecord.model_validate(item) for item in json.loads(raw.get("attempts", "[]"))),
+        memory_factor=float(raw.get("memory_factor", 1.0)),
+        held_by=raw.get("held_by"),
+        due_at=_seconds(raw, "due_at"),
+        released_at=_seconds(raw, "released_at"),
         agent=raw.get("agent"),
         locality=raw.get("locality") or None,
         fence=Fence(epoch=epoch, nonce=nonce) if epoch else None,
@@ -109,9 +122,12 @@ def _seconds(raw: Mapping[str, str], field: str) -> float | None:
     return float(raw[field]) if field in raw else None
 
 
+_NOT_SAID = frozenset({"unbroken_since", "wished_max_jobs", "wished_drain"})
+
+
 def agent_from_hash(agent: str, raw: Mapping[str, str], beat: float, *, is_alive: bool) -> AgentRecord:
     """Return the agent that a hash of JSON values holds."""
-    said: dict[str, Any] = {name: json.loads(value) for name, value in raw.items() if name != "unbroken_since"}
+    said: dict[str, Any] = {name: json.loads(value) for name, value in raw.items() if name not in _NOT_SAID}
     return AgentRecord(
         id=agent,
         name=said["name"],

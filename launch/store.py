@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,17 @@ from launch.broker import encode_bell
 from launch.connection import connect
 from launch.errors import ConflictError, LaunchError, LostClaimError
 from launch.fleet_store import FleetStore
-from launch.models import LEGAL_MOVES, Cause, CauseKind, Fence, LaunchSpec, RunRecord, RunState
+from launch.models import (
+    LEGAL_MOVES,
+    AttemptRecord,
+    Cause,
+    CauseKind,
+    Fence,
+    LaunchSpec,
+    RetryRule,
+    RunRecord,
+    RunState,
+)
 from launch.queue_store import QueueStore
 from launch.records import spec_to_json
 from launch.run_reader import RunReader, no_run
@@ -102,6 +112,56 @@ class RunStore(QueueStore, FleetStore, RunReader):
         """Record a request that is no valid launch as a failed run, so that its sender can see why."""
         self._run("refuse", spec.run_id, spec_to_json(spec), spec.queue, cause.model_dump_json(), cause.message)
 
+    # --- queued runs --------------------------------------------------------------------------------------------------
+
+    def move(self, run_id: str, *, before: str | None = None) -> None:
+        """Move a waiting run before another of its priority class, or to the front of the class.
+
+        Raises:
+            NotFoundError: there is no such run.
+            ConflictError: one of them does not wait, or they are of different queues or classes.
+        """
+        answer, _, which = self._run("move", run_id, before or "first").partition(" ")
+        reasons = {
+            "NOTWAITING": f"run {which} does not wait in a queue",
+            "OTHERQUEUE": f"runs {run_id} and {before} are not in the same queue",
+            "OTHERCLASS": f"runs {run_id} and {before} are of different priority classes; change the priority first",
+        }
+        _check_answer(run_id, answer, reasons)
+
+    def hold(self, run_id: str, *, by: str) -> None:
+        """Take a queued run out of its queue's order. Raises ConflictError when it is not queued."""
+        answer, _, state = self._run("hold", run_id, by).partition(" ")
+        _check_answer(run_id, answer, {"NOTQUEUED": f"run {run_id} is {state}, and only a queued run can be held"})
+
+    def let_go_on(self, run_id: str) -> None:
+        """Let a held run wait in line again, at its old place. Raises ConflictError when it is not held."""
+        answer = self._run("let_go_on", run_id, _bell(self.record(run_id).spec))
+        _check_answer(run_id, answer, {"NOTHELD": f"run {run_id} is not held"})
+
+    def edit(self, before: LaunchSpec, after: LaunchSpec) -> None:
+        """Change a queued run's launch; a new priority keeps its place within the class.
+
+        Raises:
+            ConflictError: it is not queued any more, or somebody else changed it meanwhile.
+        """
+        run_id = before.run_id
+        answer, _, state = self._run(
+            "edit", run_id, spec_to_json(before), spec_to_json(after), int(after.priority)
+        ).partition(" ")
+        reasons = {
+            "NOTQUEUED": f"run {run_id} is {state}, and only a queued run can be changed",
+            "CHANGED": f"run {run_id} was changed by somebody else at this moment; look at it and try again",
+        }
+        _check_answer(run_id, answer, reasons)
+
+    def promote(self, queue: str) -> int:
+        """Let the runs whose pause before a retry has ended wait in line again; returns how many."""
+        due = self.redis.zrange(f"{P}queue:{queue}:delayed", "-inf", self.now(), byscore=True, offset=0, num=_BATCH)
+        for record in self.records(due):
+            self._run("promote", record.id, queue, _bell(record.spec))
+        return len(due)
+
     # --- a claimed run: every write names its fence -------------------------------------------------------------------
 
     def claim(self, queue: str, agent: str, *, locality: str = "") -> Claimed | Blocked | None:
@@ -145,10 +205,26 @@ class RunStore(QueueStore, FleetStore, RunReader):
         assert state.is_final
         self._fenced("finish", run_id, fence, state, cause.model_dump_json(), cause.message, log_archive or "")
 
-    def unclaim(self, record: RunRecord, fence: Fence, *, note: str, counts: bool) -> None:
-        """Put a claimed run back to its old place; ``counts`` says whether the attempt was used up."""
-        bell = encode_bell(record.spec, spec_to_json(record.spec))
-        self._fenced("unclaim", record.id, fence, bell, note, int(counts))
+    def unclaim(self, record: RunRecord, fence: Fence, *, note: str) -> None:
+        """Put a claimed run back to its old place; the attempt does not count."""
+        self._fenced("unclaim", record.id, fence, _bell(record.spec), note)
+
+    def retry(self, record: RunRecord, fence: Fence, cause: Cause, *, log_archive: str | None, rule: RetryRule) -> None:
+        """Put a claimed run back to its old place for another attempt after a pause; the failed one is kept."""
+        failed = AttemptRecord(
+            number=record.attempt,
+            agent=record.agent,
+            cause=cause,
+            log_archive=log_archive,
+            started_at=record.started_at,
+            ended_at=self.now(),
+        )
+        attempts = [*record.attempts, failed]
+        pause_s = record.spec.retry.pause_s(len(record.attempts))
+        note = f"attempt {record.attempt} failed: {cause.message} The next one follows in {pause_s:g} s."
+        as_json = json.dumps([attempt.model_dump(mode="json", exclude_none=True) for attempt in attempts])
+        memory_factor = record.memory_factor * rule.memory_factor
+        self._fenced("retry", record.id, fence, _bell(record.spec), note, pause_s, as_json, memory_factor)
 
     def release(self, run_id: str, fence: Fence) -> None:
         """Let go of a run that stays as it is, for the next agent to adopt at once."""
@@ -194,6 +270,17 @@ class RunStore(QueueStore, FleetStore, RunReader):
                 pipe.hget(f"{P}run:{run_id}", "stop")
             found = pipe.execute()
         return {run_id: float(json.loads(stop)["grace_s"]) for run_id, stop in zip(run_ids, found, strict=True) if stop}
+
+
+def _bell(spec: LaunchSpec) -> str:
+    return encode_bell(spec, spec_to_json(spec))
+
+
+def _check_answer(run_id: str, answer: str, reasons: Mapping[str, str]) -> None:
+    if answer == "GONE":
+        raise no_run(run_id)
+    if answer != "OK":
+        raise ConflictError(reasons[answer])
 
 
 def _comes_from(state: RunState | None) -> str:

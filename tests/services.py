@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -25,9 +26,10 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -234,6 +236,8 @@ class PrivateEngine:
 
     data: Path
     """Images and containers: kept."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What its ``daemon.json`` says."""
 
     @property
     def tag(self) -> str:
@@ -255,10 +259,12 @@ class PrivateEngine:
         """The network interface that its containers are on: not the ``docker0`` of the machine's own engine."""
         return f"lt{self.tag}"
 
-    @property
-    def subnet(self) -> int:
-        """The third number of its networks' addresses."""
-        return int(self.tag[:2], 16)
+    def free_subnet(self) -> int:
+        """Return a third number for its networks' addresses that no other engine of this machine uses."""
+        shown = subprocess.run([need_program("ip"), "-4", "-o", "address"], capture_output=True, text=True, check=True)
+        others = "\n".join(line for line in shown.stdout.splitlines() if self.bridge not in line)
+        first = int(self.tag[:2], 16)
+        return next(n % 256 for n in range(first, first + 256) if f" 10.213.{n % 256}.1/" not in others)
 
     def answers(self) -> bool:
         """Whether it answers its ping."""
@@ -275,8 +281,10 @@ class PrivateEngine:
         ``vfs`` would copy each image for each container, so the file system below must be able to do ``overlay2``.
         """
         self.run.mkdir(mode=0o700, exist_ok=True)
-        self.run.joinpath("docker.pid").unlink(missing_ok=True)
-        _make_bridge(self.bridge, f"10.213.{self.subnet}.1/24")
+        for stale in (self.run / "docker.pid", self.run / "exec/containerd/containerd.pid"):
+            stale.unlink(missing_ok=True)  # of an engine that was killed: its number may be another process's now
+        subnet = self.free_subnet()
+        _make_bridge(self.bridge, f"10.213.{subnet}.1/24")
         options = {
             "host": self.host,
             "data-root": self.data,
@@ -285,7 +293,7 @@ class PrivateEngine:
             "config-file": self._config(),
             "bridge": self.bridge,
             "storage-driver": "overlay2",
-            "default-address-pool": f"base=10.214.{self.subnet}.0/24,size=28",
+            "default-address-pool": f"base=10.214.{subnet}.0/24,size=28",
         }
         words = [f"--{name}={value}" for name, value in options.items()]
         pid = start_detached([need_program("dockerd"), *words], self.log)
@@ -296,9 +304,9 @@ class PrivateEngine:
             time.sleep(0.1)
 
     def _config(self) -> Path:
-        """Return an empty configuration file: the machine's own is for the machine's engine."""
+        """Return a configuration file of its own: the machine's is for the machine's engine."""
         path = self.run / "daemon.json"
-        path.write_text("{}")
+        path.write_text(json.dumps(dict(self.settings)))
         return path
 
     @property
@@ -306,13 +314,26 @@ class PrivateEngine:
         """Where the engine writes what it does."""
         return self.data.parent / "dockerd.log"
 
+    def kill(self) -> None:
+        """End it as a crash would; ``start`` brings it back."""
+        pid = int((self.run / "docker.pid").read_text())
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_alive(pid), "dockerd is gone")
+
     def stop(self) -> None:
         """End it, its containers and its bridge; images stay."""
         stop_by_pidfile(self.run / "docker.pid", 60)
         subprocess.run([need_program("ip"), "link", "delete", self.bridge], capture_output=True)
-        for mounted in self.run.glob("exec/netns/*"):  # the engine leaves its own network namespace mounted there
-            subprocess.run([need_program("umount"), mounted], capture_output=True)
+        for place in (self.run, self.data):
+            _unmount_below(place)
         shutil.rmtree(self.run, ignore_errors=True)
+
+
+def _unmount_below(folder: Path) -> None:
+    """Unmount what an engine leaves mounted: its network namespace, and after a crash its data."""
+    places = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for place in reversed([place for place in places if Path(place).is_relative_to(folder)]):
+        subprocess.run([need_program("umount"), place], capture_output=True)
 
 
 def _make_bridge(name: str, address: str) -> None:
@@ -326,6 +347,16 @@ def _tail(path: Path, lines: int = 15) -> str:
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
 
 
+def need_private_engines() -> None:
+    """Skip where no engine of the tests' own can be started."""
+    need_program("dockerd")
+    if os.geteuid() != 0:
+        unavailable("a private dockerd needs root; or set LAUNCH_TEST_DOCKER_HOST to an engine to use")
+    if Path("/sys/class/net/docker0").exists() and not os.environ.get("CI"):
+        # A second engine removes the first one's default bridge and the rules of its published ports.
+        unavailable("this machine runs a Docker engine of its own; set LAUNCH_TEST_DOCKER_HOST to use that")
+
+
 @pytest.fixture(scope="session")
 def docker_host() -> Iterator[str]:
     """The address of a Docker engine for tests: ``unix:///…/docker.sock``."""
@@ -334,12 +365,7 @@ def docker_host() -> Iterator[str]:
         yield given
         return
     pytest.importorskip("docker", reason="the Docker SDK is not installed: pip install 'openlaunch[docker]'")
-    need_program("dockerd")
-    if os.geteuid() != 0:
-        unavailable("a private dockerd needs root; or set LAUNCH_TEST_DOCKER_HOST to an engine to use")
-    if Path("/sys/class/net/docker0").exists() and not os.environ.get("CI"):
-        # A second engine removes the first one's default bridge and the rules of its published ports.
-        unavailable("this machine runs a Docker engine of its own; set LAUNCH_TEST_DOCKER_HOST to use that")
+    need_private_engines()
     folder = cache_dir() / "docker"
     engine = PrivateEngine(folder / "data")
     with Shared(folder).in_use(engine.answers, engine.start, engine.stop):
@@ -424,25 +450,30 @@ def _pack(root: Path, path: Path) -> None:
 @pytest.fixture(scope="session")
 def base_image(docker_host: str) -> str:
     """``python:3.11-slim``: Debian's Python with pip, made on this machine, in the engine."""
+    ensure_base_image(docker_host)
+    return BASE_IMAGE
+
+
+def ensure_base_image(docker_host: str) -> None:
+    """Have the base image in an engine."""
     docker = pytest.importorskip("docker")
     client = docker.APIClient(base_url=docker_host, timeout=300)
     with contextlib.closing(client) as api, (cache_dir() / "base.lock").open("w") as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
         _ensure_base(api)
-    return BASE_IMAGE
 
 
-def _ensure_base(api: object) -> None:
+def _ensure_base(api: Any) -> None:
     docker = pytest.importorskip("docker")
     label = {"Labels": None}
     with contextlib.suppress(docker.errors.ImageNotFound):
-        label = api.inspect_image(BASE_IMAGE)["Config"]  # type: ignore[attr-defined]
+        label = api.inspect_image(BASE_IMAGE)["Config"]
         if os.environ.get("LAUNCH_TEST_DOCKER_HOST"):
             return
     if (label["Labels"] or {}).get("ai.openlaunch.recipe") == _recipe():
         return
     if os.environ.get("LAUNCH_TEST_DOCKER_HOST"):
-        api.pull(BASE_IMAGE)  # type: ignore[attr-defined]
+        api.pull(BASE_IMAGE)
         return
     changes = [
         "ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_DISABLE_PIP_VERSION_CHECK=1",
@@ -450,10 +481,8 @@ def _ensure_base(api: object) -> None:
         'CMD ["python3"]',
     ]
     repository, tag = BASE_IMAGE.split(":")
-    api.import_image_from_file(  # type: ignore[attr-defined]
-        str(_archive()), repository=repository, tag=tag, changes=changes
-    )
-    api.inspect_image(BASE_IMAGE)  # type: ignore[attr-defined]
+    api.import_image_from_file(str(_archive()), repository=repository, tag=tag, changes=changes)
+    api.inspect_image(BASE_IMAGE)
 
 
 # --- a registry ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ from launch.errors import ConfigError, LaunchError, TemporaryError
 from launch.home import make_home
 from launch.intake import SpecBuilder
 from launch.jobs import JobRegistry
-from launch.models import LaunchSpec
+from launch.models import LaunchSpec, RunRecord
 from launch.plugins import Problem, Runner, TargetContext, builder_class, runner_class
 from launch.resolve import resolve
 from launch.settings import Settings
@@ -30,7 +31,7 @@ from launch.store import Blocked, Claimed, RunStore
 from launch.tracking import TrackingStore
 from workers.claim import Claim, Lease
 from workers.config import AgentConfig
-from workers.execute import Target, Tools, execute
+from workers.execute import Target, Tools, execute, give_up
 from workers.reconcile import Intake, reconcile
 from workers.slots import SlotTable
 
@@ -236,15 +237,25 @@ class Agent:
         if locality is None:
             return False
         # Before its submit a run is nowhere yet; from then on it can be followed only from where its target is.
-        if record.state != "building" and record.locality not in (None, locality):
+        is_elsewhere = record.state != "building" and record.locality not in (None, locality)
+        if is_elsewhere and not self._is_lost(record):
             return False
         claimed = self.store.adopt(record, self.id, locality=locality, dead_after_s=self.settings.dead_after_s)
         if claimed is None:
+            return False
+        if is_elsewhere:
+            give_up(Claim(claimed, self.store, self.lease))
             return False
         log.info("run %s: adopted (%s)", run_id, record.state)
         self.slots.take()
         self._carry(claimed)
         return True
+
+    def _is_lost(self, record: RunRecord) -> bool:
+        """Whether a run of another machine has been without a living agent for too long."""
+        since = record.released_at if record.agent is None else self.store.last_seen(record.agent)
+        since = since or record.claimed_at or record.created_at
+        return self.store.now() - since > record.spec.limits.orphan_s
 
     def request_stop(self, run_id: str, grace_s: float) -> None:
         """Stop a run this agent carries; another's is none of its business."""
@@ -321,6 +332,18 @@ class Agent:
             "problems": [f"{resource}: {problem}" for resource, problem in self.away.items()],
             "started_at": self.started_at,
         }
+
+    def heed_wishes(self) -> None:
+        """Do what somebody has asked of this agent: another number of slots, or to end when its runs have."""
+        wishes = self.store.wishes(self.id)
+        if wishes.max_jobs is not None and wishes.max_jobs != self.slots.max_jobs:
+            log.info("from now on up to %d runs at once", wishes.max_jobs)
+            self.slots.max_jobs = wishes.max_jobs
+        if wishes.drain and not self.is_draining:
+            log.info("takes no more runs, and ends when those in hand have ended")
+            self.is_draining = True
+        if wishes.drain and not self.claims:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def drain(self) -> None:
         """Take no more runs, and return when those in hand have ended."""

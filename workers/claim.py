@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from launch.errors import LostClaimError, TemporaryError
-from launch.models import Cause, LaunchSpec, RunState
+from launch.models import Cause, LaunchSpec, RetryRule, RunState
 from launch.store import Claimed, RunStore
 
 log = logging.getLogger(__name__)
@@ -105,9 +105,13 @@ class Claim:
         """See :meth:`RunStore.finish`."""
         self._insist(lambda: self.store.finish(self.id, self.fence, state, cause, log_archive=log_archive))
 
-    def unclaim(self, *, note: str, counts: bool) -> None:
+    def unclaim(self, *, note: str) -> None:
         """See :meth:`RunStore.unclaim`."""
-        self._insist(lambda: self.store.unclaim(self.record, self.fence, note=note, counts=counts))
+        self._insist(lambda: self.store.unclaim(self.record, self.fence, note=note))
+
+    def retry(self, cause: Cause, *, log_archive: str | None, rule: RetryRule) -> None:
+        """See :meth:`RunStore.retry`."""
+        self._insist(lambda: self.store.retry(self.record, self.fence, cause, log_archive=log_archive, rule=rule))
 
     def append_log(self, chunks: list[tuple[str, str]], **position: Any) -> None:
         """See :meth:`RunStore.append_log`."""
@@ -140,9 +144,9 @@ class Claim:
                 log.warning("run %s: %s; trying again", self.id, exc)
                 self.pause(_RETRY_S)
 
-    def now(self) -> float:
-        """Return Redis' time."""
-        return float(self._insist(self.store.now))
+    def seconds_since(self, at: float | None) -> float:
+        """Return how long ago a time of the record was, on Redis' clock; 0 for one that has not come yet."""
+        return 0.0 if at is None else max(0.0, float(self._insist(self.store.now)) - at)
 
     def pause(self, seconds: float) -> None:
         """Wait a while, or raise DetachedError as soon as the agent lets go."""

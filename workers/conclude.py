@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal as signals
 
-from launch.models import Cause, CauseKind, RunRecord, RunState, Tracking
+from launch.models import Cause, CauseKind, RetryRule, RunRecord, RunState, Tracking
 from launch.plugins import Phase, Status
 
 _CRASHES = frozenset({CauseKind.HOST_LOST})
@@ -23,6 +23,15 @@ def conclude(
     """
     state, cause = _classify(record, status, timed_out_s)
     return state, cause.model_copy(update={"log_tail": tail, "exit_code": status.exit_code, "signal": status.signal})
+
+
+def retry_rule(record: RunRecord, state: RunState, cause: Cause) -> RetryRule | None:
+    """Return the rule by which a failed attempt is followed by another; none when the run ends with it."""
+    if state not in (RunState.FAILED, RunState.CRASHED):
+        return None
+    rule = record.spec.retry.rule_for(cause.kind)
+    same = sum(record.spec.retry.rule_for(attempt.cause.kind) is rule for attempt in record.attempts)
+    return rule if same < rule.times else None
 
 
 def _classify(record: RunRecord, status: Status, timed_out_s: float | None) -> tuple[RunState, Cause]:

@@ -24,7 +24,7 @@ from launch.plugins import Attempt, Build, Builder, BuildRequest, Plan, Runner, 
 from launch.resolve import macro_values, render_macros
 from launch.tracking import tracking_env
 from workers.claim import Claim, DetachedError
-from workers.conclude import conclude
+from workers.conclude import conclude, retry_rule
 from workers.logs import LogPump, LogWriter
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,17 @@ def execute(claim: Claim, tools: Tools) -> None:
         log.info("run %s: let go, its job goes on", claim.id)
 
 
+def give_up(claim: Claim) -> None:
+    """End a run whose machine has not been heard of for too long, or let it be tried again where its policy says so."""
+    hours = claim.spec.limits.orphan_s / 3600
+    message = f"No agent that could follow it has been seen for {hours:.3g} h: it counts as lost with its machine."
+    cause = Cause(kind=CauseKind.HOST_LOST, message=message)
+    try:
+        _end_or_retry(claim, RunState.CRASHED, cause, archive=None)
+    except (LostClaimError, DetachedError):
+        log.info("run %s: let go", claim.id)
+
+
 def log_path(home: Path, claim: Claim) -> Path:
     """Return the file that holds an attempt's whole log while it runs."""
     return home / "logs" / f"{claim.id}-{claim.record.attempt}.jsonl"
@@ -124,13 +135,13 @@ def _start(claim: Claim, tools: Tools, target: Target, writer: LogWriter) -> str
     try:
         return _build_and_submit(claim, tools, target, writer)
     except InterruptedError:
-        _stopped_before_start(claim, tools, target.runner)
+        _interrupted(claim, tools, target.runner, writer)
     except BuildError as exc:
         _fail(claim, CauseKind.BUILD, str(exc), writer)
     except PullError as exc:
         _fail(claim, CauseKind.PULL, str(exc), writer)
     except TemporaryError as exc:
-        claim.unclaim(note=str(exc), counts=False)
+        claim.unclaim(note=str(exc))
         raise
     except LaunchError as exc:
         _fail(claim, CauseKind.CONFIG, str(exc), writer)
@@ -150,11 +161,11 @@ def _build_and_submit(claim: Claim, tools: Tools, target: Target, writer: LogWri
     code = _fetch_code(spec, tools)
 
     tools.at_step("build", claim.id)
-    told = runner.build_options(_options(spec, runner))
+    told = runner.build_options(_options(claim, runner))
     build = _build(claim, tools, target.builder, told, writer)
     claim.advance(RunState.STARTING, note=build.because, image=build.image)
 
-    options = _options(spec, runner, build.image)
+    options = _options(claim, runner, build.image)
     attempt = _attempt(claim, tools, runner, options, code)
     plan: Plan = runner.plan(attempt, build.image, options)
 
@@ -185,19 +196,23 @@ def _build(claim: Claim, tools: Tools, builder: Builder, told: Mapping[str, Any]
         python_version=spec.job.python_version,
         options=told,
     )
+    limit_s = spec.limits.start_s
+    until = math.inf if limit_s is None else time.monotonic() + limit_s - claim.seconds_since(claim.record.claimed_at)
     build = builder.build(
         request,
         log=lambda text: writer.write("build", text),
-        cancelled=lambda: claim.is_stop_requested or claim.is_detached,
+        cancelled=lambda: claim.is_stop_requested or claim.is_detached or time.monotonic() > until,
     )
     writer.flush()
     return build
 
 
-def _options(spec: LaunchSpec, runner: Runner, image: str | None = None) -> Any:
+def _options(claim: Claim, runner: Runner, image: str | None = None) -> Any:
     """Return the effective resource config with its macros filled in; the image's is left while there is none."""
-    rendered = render_macros(spec.resource_config, macro_values(spec, image))
-    return parse(runner.Options, rendered, where="resource config")
+    config = claim.spec.resource_config
+    if claim.record.memory_factor != 1.0:
+        config = runner.with_memory(config, claim.record.memory_factor)
+    return parse(runner.Options, render_macros(config, macro_values(claim.spec, image)), where="resource config")
 
 
 def _attempt(claim: Claim, tools: Tools, runner: Runner, options: Any, code: Path | None) -> Attempt:
@@ -236,8 +251,8 @@ def _tracking_url(spec: LaunchSpec, tools: Tools, runner: Runner, options: Any) 
     return url
 
 
-def _stopped_before_start(claim: Claim, tools: Tools, runner: Runner) -> None:
-    """End a run that was stopped, or let go of one whose agent goes, before it had a handle."""
+def _interrupted(claim: Claim, tools: Tools, runner: Runner, writer: LogWriter) -> None:
+    """End a run that was stopped or took too long before it had a handle, or let go of one whose agent goes."""
     if claim.is_detached:
         raise DetachedError(claim.id)
     # An agent that died in the middle of a submit may have left the attempt behind.
@@ -248,8 +263,11 @@ def _stopped_before_start(claim: Claim, tools: Tools, runner: Runner) -> None:
         runner.wait(left_behind, _LOOK_UP_S)
         runner.remove(left_behind)
     claim.refresh()
-    by = claim.record.stop.by if claim.record.stop else "its agent"
-    claim.finish(RunState.STOPPED, Cause(kind=CauseKind.STOPPED, message=f"Stopped by {by} before it started."))
+    stop, limit_s = claim.record.stop, claim.spec.limits.start_s
+    if stop is None:
+        return _fail(claim, CauseKind.TIMEOUT, f"It did not start within its limit of {limit_s:g} s.", writer)
+    claim.finish(RunState.STOPPED, Cause(kind=CauseKind.STOPPED, message=f"Stopped by {stop.by} before it started."))
+    return None
 
 
 def _fail(claim: Claim, kind: CauseKind, message: str, writer: LogWriter | None = None) -> None:
@@ -266,8 +284,9 @@ def _follow(claim: Claim, tools: Tools, runner: Runner, handle: str, writer: Log
     claim.when_stopped(lambda grace_s: _stop(claim, runner, handle, grace_s))
     pump = LogPump(runner, handle, writer, claim)
     pump.start()
-    limit_s, timed_out_s = tools.max_run_seconds, None
-    until = math.inf if limit_s is None else time.monotonic() - _seconds_running(claim) + limit_s
+    limit_s, timed_out_s = _run_limit_s(claim, tools), None
+    claim.refresh()
+    until = math.inf if limit_s is None else time.monotonic() + limit_s - claim.seconds_since(claim.record.started_at)
     while not (status := _wait(claim, runner, handle, min(_LOOK_UP_S, until - time.monotonic()))).is_final:
         if time.monotonic() >= until:
             timed_out_s, until = limit_s, math.inf
@@ -277,10 +296,9 @@ def _follow(claim: Claim, tools: Tools, runner: Runner, handle: str, writer: Log
     return status, timed_out_s
 
 
-def _seconds_running(claim: Claim) -> float:
-    claim.refresh()
-    started_at = claim.record.started_at
-    return 0.0 if started_at is None else max(0.0, claim.now() - started_at)
+def _run_limit_s(claim: Claim, tools: Tools) -> float | None:
+    limits = (claim.spec.limits.run_s, tools.max_run_seconds)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _wait(claim: Claim, runner: Runner, handle: str, timeout_s: float) -> Status:
@@ -318,9 +336,17 @@ def _conclude(
     claim.refresh()
     archive = _archive_log(claim, tools, runner, handle, writer)
     state, cause = conclude(claim.record, status, timed_out_s=timed_out_s, tail=writer.tail())
-    claim.finish(state, cause, log_archive=archive)
+    _end_or_retry(claim, state, cause, archive)
     if archive is not None:
         writer.path.unlink(missing_ok=True)
+
+
+def _end_or_retry(claim: Claim, state: RunState, cause: Cause, archive: str | None) -> None:
+    rule = retry_rule(claim.record, state, cause)
+    if rule is None:
+        claim.finish(state, cause, log_archive=archive)
+    else:
+        claim.retry(cause, log_archive=archive, rule=rule)
 
 
 def _archive_log(claim: Claim, tools: Tools, runner: Runner, handle: str, writer: LogWriter) -> str | None:

@@ -77,6 +77,7 @@ class Supervisor:
         agent = self._agent
         for run_id, grace_s in agent.store.stops(list(agent.claims)).items():
             agent.request_stop(run_id, grace_s)
+        agent.heed_wishes()
         self._adopt_orphans()
         agent.look_for_targets()
         for queue in list(agent.silent):
@@ -106,6 +107,8 @@ class Supervisor:
                 agent.request_stop(run_id, grace_s)
         elif what == "queue" and name in agent.silent:
             self._listen_again(name)
+        elif what == "agent" and name == agent.id:
+            agent.heed_wishes()
         elif what == "orphan":
             run_id, _, released_by = name.partition(" ")
             # What this agent let go of itself, because it stumbled, it takes up again with the next beat, not at once.
@@ -118,6 +121,7 @@ class Supervisor:
 
     def _reconcile(self) -> None:
         for queue in self._agent.resources:
+            self._agent.store.promote(queue)
             reconcile(self._agent.store, self._agent.intake, queue, self._agent.id)
 
     # --- orphans and leftovers ----------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ COMMANDS = {
     "job": ("jobs", "job"),
     "agents": ("agents", "agents"),
     "server": ("agents", "server"),
+    "chaos": ("chaos", "chaos"),
 }
 PLUGIN_GROUP = "launch.commands"
 

@@ -22,5 +22,6 @@ if r[3] and r[3] ~= agent then
 end
 redis.call('HINCRBY', key, 'epoch', 1)
 redis.call('HSET', key, 'agent', agent, 'locality', locality, 'nonce', nonce)
+redis.call('HDEL', key, 'released_at')
 emit(id, r[1], 'adopted by ' .. agent .. (r[3] and r[3] ~= agent and ' from ' .. r[3] or ''), at)
 return 'OK'

@@ -7,7 +7,7 @@ if settings[1] == '1' then
   return {'BLOCKED', 'paused'}
 end
 local active = queue_key(queue, 'active')
-if settings[2] and redis.call('ZCARD', active) >= tonumber(settings[2]) then
+if settings[2] and settings[2] ~= '' and redis.call('ZCARD', active) >= tonumber(settings[2]) then
   return {'BLOCKED', 'limit'}
 end
 while true do

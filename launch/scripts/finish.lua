@@ -9,7 +9,6 @@ end
 local key = run_key(id)
 local queue = redis.call('HGET', key, 'queue')
 local at = now()
-redis.call('ZREM', queue_key(queue, 'active'), id)
 if log_archive ~= '' then
   redis.call('HSET', key, 'log_archive', log_archive)
 end

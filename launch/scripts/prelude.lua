@@ -5,7 +5,7 @@
 --   queue:<q>           hash    spec (JSON), config:<version> (JSON), paused, max_concurrent
 --   queue:<q>:waiting   zset    score = priority class * 2^50 + place; places are 2^16 apart
 --   queue:<q>:held      zset    taken out of the order by a user; keeps its score
---   queue:<q>:delayed   zset    waiting for its back-off to pass
+--   queue:<q>:delayed   zset    by the time their pause before a retry ends
 --   queue:<q>:active    zset    claimed runs by time of claim
 --   queue:<q>:finished  zset    ended runs by time of end
 --   agents              zset    agent incarnations by time of last heartbeat
@@ -66,20 +66,46 @@ local function revoke_tokens(id)
   end
 end
 
--- The waiting set a run leaves the active set for, at its old place, with a message to announce it.
-local function back_to_queue(id, queue, bell)
-  local key = run_key(id)
-  redis.call('ZREM', queue_key(queue, 'active'), id)
-  redis.call('ZADD', queue_key(queue, 'waiting'), redis.call('HGET', key, 'score'), id)
+local function drop_bell(queue)
+  -- One message fewer for one run fewer. Which one does not matter, only that it is one of ours; a foreign one at the
+  -- end is left, and the reconciler takes away the surplus.
+  local last = redis.call('LINDEX', 'launch.' .. queue, -1)
+  if last and string.find(last, '"recorded":1', 1, true) then
+    redis.call('RPOP', 'launch.' .. queue)
+  end
+end
+
+local function wait_in_line(id, queue, bell)
+  redis.call('ZADD', queue_key(queue, 'waiting'), redis.call('HGET', run_key(id), 'score'), id)
   redis.call('LPUSH', 'launch.' .. queue, bell)
-  redis.call('HDEL', key, 'agent', 'locality', 'nonce', 'handle', 'image', 'started_at')
+end
+
+-- Takes a claimed run back out of its agent's hands.
+local function disown(id, queue)
+  redis.call('ZREM', queue_key(queue, 'active'), id)
+  redis.call('HDEL', run_key(id), 'agent', 'locality', 'nonce', 'handle', 'image', 'started_at', 'released_at')
   revoke_tokens(id)
 end
 
 local function end_run(id, queue, state, cause, at)
   local key = run_key(id)
   redis.call('HSET', key, 'state', state, 'cause', cause, 'ended_at', stamp(at))
-  redis.call('HDEL', key, 'note')
+  redis.call('HDEL', key, 'note', 'held_by', 'due_at')
+  redis.call('ZREM', queue_key(queue, 'active'), id)
   redis.call('ZADD', queue_key(queue, 'finished'), at, id)
   revoke_tokens(id)
+end
+
+-- Ends a run that somebody has asked to stop and that is about to go back to its queue; returns whether it was so.
+local function ends_by_stop(id, queue)
+  local stop = redis.call('HGET', run_key(id), 'stop')
+  if not stop then
+    return false
+  end
+  local sentence = 'Stopped by ' .. cjson.decode(stop).by .. ' before it started again.'
+  local at = now()
+  end_run(id, queue, 'stopped', cjson.encode({kind = 'stopped', message = sentence}), at)
+  emit(id, 'stopped', sentence, at)
+  wake('queue ' .. queue)
+  return true
 end

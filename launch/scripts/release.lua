@@ -8,7 +8,9 @@ if refused then
 end
 local key = run_key(id)
 local agent = redis.call('HGET', key, 'agent')
+local at = now()
 redis.call('HDEL', key, 'agent', 'nonce')
-emit(id, redis.call('HGET', key, 'state'), 'released by ' .. agent, now())
+redis.call('HSET', key, 'released_at', stamp(at))
+emit(id, redis.call('HGET', key, 'state'), 'released by ' .. agent, at)
 wake('orphan ' .. id .. ' ' .. agent)
 return 'OK'

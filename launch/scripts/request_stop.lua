@@ -12,12 +12,7 @@ local at = now()
 if state == 'queued' then
   for _, set in ipairs({'waiting', 'held', 'delayed'}) do
     if redis.call('ZREM', queue_key(queue, set), id) == 1 and set == 'waiting' then
-      -- One message fewer for one run fewer. Which one does not matter, only that it is one of ours; a foreign one
-      -- at the end is left, and the reconciler takes away the surplus.
-      local last = redis.call('LINDEX', 'launch.' .. queue, -1)
-      if last and string.find(last, '"recorded":1', 1, true) then
-        redis.call('RPOP', 'launch.' .. queue)
-      end
+      drop_bell(queue)
     end
   end
   end_run(id, queue, 'stopped', cause, at)

@@ -18,6 +18,8 @@ from launch.models import (
     LaunchSpec,
     Priority,
     QueueSpec,
+    RetryPolicy,
+    RetryRule,
     RunState,
     Tracking,
     new_run_id,
@@ -160,13 +162,14 @@ def test_many_agents_claiming_at_once_never_get_the_same_run(store: RunStore, qu
     [
         lambda store, run, fence: store.advance(run.id, fence, RunState.STARTING),
         lambda store, run, fence: store.finish(run.id, fence, RunState.FINISHED, DONE),
-        lambda store, run, fence: store.unclaim(run, fence, note="", counts=False),
+        lambda store, run, fence: store.unclaim(run, fence, note=""),
+        lambda store, run, fence: store.retry(run, fence, DONE, log_archive=None, rule=RetryRule(times=1)),
         lambda store, run, fence: store.release(run.id, fence),
         lambda store, run, fence: store.append_log(
             run.id, fence, [("stdout", "x")], cursor="1", bytes_before=0, bytes_after=1, cap_chars=9
         ),
     ],
-    ids=["advance", "finish", "unclaim", "release", "append_log"],
+    ids=["advance", "finish", "unclaim", "retry", "release", "append_log"],
 )
 def test_a_write_of_an_agent_that_lost_its_claim_is_refused_and_changes_nothing(
     store: RunStore, queue: str, write: Callable[..., None]
@@ -226,16 +229,89 @@ def test_finishing_twice_with_the_same_claim_keeps_the_first_result(store: RunSt
 def test_an_unclaimed_run_is_next_again_with_its_attempt_unspent_and_a_message(store: RunStore, queue: str) -> None:
     first, second = store.enqueue_many([a_launch(), a_launch()])
     mine = claim(store)
-    store.unclaim(mine.record, mine.fence, note="engine away", counts=False)
+    store.unclaim(mine.record, mine.fence, note="engine away")
 
     assert store.position(first.id) == 1
     assert store.record(first.id).attempt == 0
     assert store.record(first.id).note == "engine away"
     again = claim(store)
     assert (again.record.id, again.record.attempt, again.fence.epoch) == (first.id, 1, 2)
-    store.unclaim(again.record, again.fence, note="preempted", counts=True)
-    assert claim(store).record.attempt == 2
     assert claim(store).record.id == second.id
+    assert store.messages(queue) == (3, 0), "a message for each claim to come, and the reconciler for the rest"
+
+
+def test_a_retry_waits_out_its_pause_and_comes_back_at_its_old_place_with_its_past(store: RunStore, queue: str) -> None:
+    policy = RetryPolicy(error=RetryRule(times=2), backoff_s=30, max_backoff_s=100)
+    first = store.enqueue(a_launch().model_copy(update={"retry": policy}))
+    second = store.enqueue(a_launch())
+    failed = Cause(kind=CauseKind.EXIT_CODE, message="The job exited with code 1.", exit_code=1)
+    mine = claim(store)
+    store.retry(mine.record, mine.fence, failed, log_archive="a" * 64, rule=RetryRule(times=2, memory="x1.5"))
+
+    run = store.record(first.id)
+    assert (run.state, run.attempt, run.memory_factor) == (RunState.QUEUED, 1, 1.5)
+    assert [(attempt.number, attempt.cause, attempt.log_archive) for attempt in run.attempts] == [(1, failed, "a" * 64)]
+    assert run.due_at is not None
+    assert 29 < run.due_at - store.now() <= 30
+    assert store.position(first.id) is None
+    assert store.promote(queue) == 0
+
+    store.redis.zadd(f"launch:queue:{queue}:delayed", {first.id: 1})
+    assert store.promote(queue) == 1
+    assert [store.position(first.id), store.position(second.id)] == [1, 2]
+    assert claim(store).record.attempt == 2
+
+
+def test_moving_to_the_front_again_and_again_never_runs_out_of_room(store: RunStore, queue: str) -> None:
+    ids = [run.id for run in store.enqueue_many([a_launch() for _ in range(5)])]
+    order = list(ids)
+    for number in range(120):
+        moved = order[-1 - number % 2]
+        store.move(moved)
+        order.remove(moved)
+        order.insert(0, moved)
+        assert store.redis.zrange("launch:queue:q:waiting", 0, -1) == order
+    last = store.enqueue(a_launch()).id
+    store.move(order[0], before=order[3])
+    order.insert(2, order.pop(0))
+
+    assert store.redis.zrange("launch:queue:q:waiting", 0, -1) == [*order, last]
+
+
+def test_a_held_run_lets_others_pass_and_comes_back_where_it_was(store: RunStore, queue: str) -> None:
+    first, second, third = store.enqueue_many([a_launch() for _ in range(3)])
+    store.hold(first.id, by="ann")
+    assert store.messages(queue) == (2, 2)
+    assert store.record(first.id).held_by == "ann"
+    assert claim(store).record.id == second.id
+    store.let_go_on(first.id)
+
+    assert [claim(store).record.id, claim(store).record.id] == [first.id, third.id]
+
+
+def test_a_queues_new_config_is_a_new_version_and_queued_runs_keep_theirs(store: RunStore, queue: str) -> None:
+    old = store.queue(queue)
+    new = store.update_queue(old.model_copy(update={"config": {"env": ["A=1"]}, "max_concurrent": 1}))
+
+    assert new.version == 2
+    assert (store.queue_config(queue, 1), store.queue_config(queue, 2)) == ({}, {"env": ["A=1"]})
+    with pytest.raises(ConflictError, match="changed by somebody else"):
+        store.update_queue(old.model_copy(update={"config": {"env": ["A=2"]}}))
+    store.enqueue_many([a_launch().model_copy(update={"queue_version": 2}) for _ in range(2)])
+    claim(store)
+    assert store.claim(queue, "a1") == Blocked("limit")
+    store.update_queue(new.model_copy(update={"max_concurrent": None}))
+    claim(store)
+
+
+def test_a_queue_with_runs_in_it_is_not_deleted(store: RunStore, queue: str) -> None:
+    run = store.enqueue(a_launch())
+    with pytest.raises(ConflictError, match="holds 1 run"):
+        store.delete_queue(queue)
+    store.request_stop(run.id, by="ann", grace_s=0)
+    store.delete_queue(queue)
+    assert store.queues() == []
+    assert store.record(run.id).state is RunState.STOPPED
 
 
 def test_a_living_agents_run_is_not_adopted_and_a_dead_ones_is_after_its_time(store: RunStore, queue: str) -> None:
@@ -298,7 +374,7 @@ def test_a_stopped_run_that_goes_back_to_the_queue_ends_instead(store: RunStore,
     store.enqueue(a_launch(run_id="mine"))
     mine = claim(store)
     store.request_stop("mine", by="ann", grace_s=1)
-    store.unclaim(mine.record, mine.fence, note="engine away", counts=False)
+    store.unclaim(mine.record, mine.fence, note="engine away")
 
     assert store.record("mine").state is RunState.STOPPED
     assert store.claim(queue, "a1") is None

@@ -185,7 +185,7 @@ class Run:
         self.key = self.tracking.issue_key(self.id, self.attempt)
 
     def requeue(self) -> None:
-        self.store.unclaim(self.record, self.fence, note="preempted", counts=True)
+        self.store.unclaim(self.record, self.fence, note="preempted")
         self.claim()
 
     def finish(self) -> None:

@@ -11,7 +11,7 @@ from launch.errors import ConfigError
 from launch.models import parse
 from launch.plugins import Attempt, Plan, TargetContext
 from workers.runners.docker import DockerRunner
-from workers.runners.docker_options import DockerOptions, parse_memory
+from workers.runners.docker_options import BuilderOptions, DockerOptions, parse_memory
 from workers.runners.docker_state import status_of
 
 ATTEMPT = Attempt("a1b2c3d4", "run-1", 2, ("python", "train.py"))
@@ -244,6 +244,18 @@ def test_plan_needs_an_image() -> None:
     runner = DockerRunner(TargetContext("a1b2c3d4", Path("/nowhere")))
     with pytest.raises(ConfigError, match="image: the docker target needs one"):
         runner.plan(ATTEMPT, None, options_of())
+
+
+def test_the_builder_is_told_its_part() -> None:
+    """Its own section, and the two options of ``docker run`` that are about the image."""
+    runner = DockerRunner(TargetContext("a1b2c3d4", Path("/nowhere")))
+    options = options_of(pull="always", platform="linux/arm64", builder={"base-image": "cuda:12"})
+    told = runner.build_options(options)
+    assert told == {"base_image": "cuda:12", "pull": "always", "platform": "linux/arm64"}
+    assert parse(BuilderOptions, told, where="builder").base == "cuda:12"
+    wandb = parse(BuilderOptions, {"accelerator": {"base_image": "cuda:11"}}, where="builder")
+    assert wandb.base == "cuda:11"
+    assert runner.build_options(options_of()) == {}
 
 
 def test_unknown_agent_settings_are_refused() -> None:

@@ -105,6 +105,11 @@ class DockerRunner(Runner):
 
     # --- start --------------------------------------------------------------------------------------------------------
 
+    def build_options(self, options: Any) -> Mapping[str, Any]:
+        """Return the ``builder`` section, with ``pull`` and ``platform`` where ``docker run`` has them."""
+        told: Mapping[str, Any] = options.build_options
+        return told
+
     def plan(self, attempt: Attempt, image: str | None, options: Any) -> Plan:
         """Return the container to create; ``request`` is the body of ``POST /containers/create``."""
         assert isinstance(options, DockerOptions)
