@@ -395,3 +395,120 @@ def test_leftovers_of_ended_runs_are_swept_and_others_are_not(bench: Bench, stor
     Supervisor(bench.agent()).sweep()
 
     assert [attempt.run_id for attempt in bench.target.attempts.values()] == [living]
+
+
+# --- retries, limits, lost machines, wishes ---------------------------------------------------------------------------
+
+
+def test_a_failed_attempt_is_followed_by_another_at_the_old_place_and_kept(bench: Bench) -> None:
+    policy = {"error": {"times": 1, "memory": "x2"}, "backoff_s": 0}
+    run_id, later = bench.enqueue(retry=policy, resource_config={}), bench.enqueue()
+    agent = bench.agent()
+    bench.ring(agent)
+    bench.runner.wait_until_submitted(run_id)
+    bench.runner.write(run_id, "first try\n")
+    bench.runner.end(run_id, 1)
+    wait_until(lambda: bench.store.position(run_id) == 1)
+    assert bench.store.position(later) == 2
+    wait_until(lambda: not bench.target.attempts)
+
+    bench.ring(agent)
+    bench.runner.wait_until_submitted(run_id)
+    bench.runner.end(run_id, 1)
+
+    run = bench.final(run_id)
+    assert (run.state, run.attempt) == (RunState.FAILED, 2)
+    (first,) = run.attempts
+    assert (first.number, first.cause.exit_code, first.cause.log_tail[-1]) == (1, 1, "first try")
+    assert first.log_archive is not None
+    assert [attempt.plan.name[-2:] for attempt in bench.target.started] == ["-1", "-2"]
+
+
+def test_a_run_of_a_lost_machine_has_crashed_after_its_time_and_not_before(bench: Bench, store: RunStore) -> None:
+    run_id = bench.enqueue(limits={"orphan_s": 3600})
+    gone = bench.agent(runner=FakeRunner(bench.context, FakeTarget()))
+    bench.ring(gone)
+    wait_until(lambda: store.record(run_id).state is RunState.RUNNING)
+    gone.detach()
+
+    heir = bench.agent()
+    assert not heir.adopt(run_id)
+    store.redis.hset(f"launch:run:{run_id}", "released_at", store.now() - 3601)
+    assert not heir.adopt(run_id)
+
+    run = bench.final(run_id)
+    assert run.state is RunState.CRASHED
+    assert run.cause is not None
+    assert run.cause.kind is CauseKind.HOST_LOST
+    assert heir.slots.free == 1
+
+
+def test_a_job_that_may_run_twice_is_tried_again_when_its_machine_is_lost(bench: Bench, store: RunStore) -> None:
+    run_id = bench.enqueue(limits={"orphan_s": 1}, retry={"host_lost": 1, "backoff_s": 0})
+    gone = bench.agent(runner=FakeRunner(bench.context, FakeTarget()))
+    bench.ring(gone)
+    wait_until(lambda: store.record(run_id).state is RunState.RUNNING)
+    gone.detach()
+    store.redis.hset(f"launch:run:{run_id}", "released_at", store.now() - 2)
+    heir = bench.agent()
+    heir.adopt(run_id)
+
+    assert store.position(run_id) == 1
+    bench.ring(heir)
+    bench.runner.wait_until_submitted(run_id)
+    bench.runner.end(run_id)
+    assert bench.final(run_id).attempt == 2
+
+
+def test_a_build_over_the_start_limit_is_given_up(bench: Bench) -> None:
+    bench.builder.may_finish.clear()
+    run_id = bench.enqueue(limits={"start_s": 0.2})
+    bench.ring(bench.agent())
+
+    run = bench.final(run_id)
+    assert run.state is RunState.FAILED
+    assert run.cause is not None
+    assert (run.cause.kind, run.cause.message) == (CauseKind.TIMEOUT, "It did not start within its limit of 0.2 s.")
+
+
+def test_the_runs_own_time_limit_counts_too(bench: Bench) -> None:
+    run_id = bench.enqueue(limits={"run_s": 0.2})
+    bench.ring(bench.agent())
+
+    run = bench.final(run_id)
+    assert run.cause is not None
+    assert run.cause.kind is CauseKind.TIMEOUT
+
+
+def test_an_agent_takes_more_runs_as_soon_as_it_is_told(bench: Bench) -> None:
+    agent = bench.supervise(bench.agent())
+    bench.store.wish(agent.id, max_jobs=3)
+
+    wait_until(lambda: agent.slots.free == 3)
+    wait_until(lambda: next(found.max_jobs for found in bench.store.agents()) == 3)
+
+
+def test_a_seven_days_run_is_one_attempt_with_one_start(store: RunStore, tmp_path: Path) -> None:
+    """Two and a half thousand heartbeats, with every duty in between, and many messages given back by their timeout."""
+    bench = Bench(store, tmp_path)
+    bench.settings = bench.settings.model_copy(update={"heartbeat_s": 0.002, "dead_after_s": 5.0, "reconcile_s": 0.01})
+    try:
+        agent = bench.supervise(bench.agent())
+        run_id = bench.enqueue()
+        message = store.redis.lindex("launch.q", -1)
+        bench.ring(agent)
+        bench.runner.wait_until_submitted(run_id)
+        beats = store.redis.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0)
+        for _ in range(50):
+            store.redis.rpush("launch.q", message)
+            agent.slots.take()
+            agent.ring("q", None, task_id=run_id, is_recorded=True)
+            store.redis.lrem("launch.q", 0, message)
+        wait_until(lambda: store.redis.info("commandstats")["cmdstat_evalsha"]["calls"] - beats > 2500, timeout_s=60)
+        bench.runner.end(run_id)
+
+        run = bench.final(run_id)
+        assert (run.state, run.attempt, bench.runner.submitted) == (RunState.FINISHED, 1, [run_id])
+        assert len([event for event in store.read_events(run_id) if "adopted" in event.note]) == 0
+    finally:
+        bench.close()
