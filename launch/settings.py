@@ -58,6 +58,9 @@ class Settings(Model):
     max_run_seconds: float | None = None
     """A limit on every run's time at its target; none: no limit."""
 
+    retention_s: float = 30 * 86_400.0
+    """How long an ended run stays in Redis; after that it is a document in the artifact store, found as before."""
+
     tracking_port: int | None = None
     """The server's port. None: chosen once, and kept in the launch home, since running jobs hold the URL."""
 

@@ -112,6 +112,10 @@ class RunStore(QueueStore, FleetStore, RunReader):
         """Record a request that is no valid launch as a failed run, so that its sender can see why."""
         self._run("refuse", spec.run_id, spec_to_json(spec), spec.queue, cause.model_dump_json(), cause.message)
 
+    def forget(self, run_id: str, digest: str) -> None:
+        """Remove an ended run from Redis, whose document is in the artifact store under a digest."""
+        self._run("forget", run_id, digest)
+
     # --- queued runs --------------------------------------------------------------------------------------------------
 
     def move(self, run_id: str, *, before: str | None = None) -> None:

@@ -123,10 +123,10 @@ class Agent:
         def context(settings: dict[str, Any]) -> TargetContext:
             return TargetContext(self.installation, self.settings.home, settings)
 
-        return Target(
-            runner_type(context(self.config.targets.get(runner_type.name, {}))),
-            builder_type(context(self.config.builders.get(builder_type.name, {}))),
-        )
+        at_target = self.config.targets.get(runner_type.name, {})
+        # What reaches the target reaches it for the builder too: both must mean the same engine.
+        for_builder = {**at_target, **self.config.builders.get(builder_type.name, {})}
+        return Target(runner_type(context(at_target)), builder_type(context(for_builder)))
 
     def target_for(self, resource: str) -> Target:
         """Return a target resource this agent serves.

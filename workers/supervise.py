@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from launch.archive import archive_old_runs
 from launch.errors import LaunchError, NotFoundError, TemporaryError
 from workers.agent import Agent
 from workers.reconcile import reconcile
@@ -85,6 +86,15 @@ class Supervisor:
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + _SWEEP_S
             self.sweep()
+            self._archive()
+
+    def _archive(self) -> None:
+        agent = self._agent
+        for queue in agent.resources:
+            with agent.store.turn(f"archive:{queue}", agent.id, for_s=_SWEEP_S) as mine:
+                if mine:
+                    older_than_s = agent.settings.retention_s
+                    archive_old_runs(agent.store, agent.tools.artifacts, queue, older_than_s=older_than_s)
 
     def _hear(self, pubsub: Any, until: float) -> None:
         """Act on wake messages as they come, and compare messages with waiting runs every now and then."""

@@ -11,6 +11,8 @@ for i = 0, tonumber(ARGV[1]) - 1 do
   local answer = 'OK'
   if known then
     answer = known == spec and 'SAME' or 'CONFLICT'
+  elseif redis.call('HEXISTS', P .. 'archive', id) == 1 then
+    answer = 'CONFLICT'
   elseif not current then
     answer = 'NOQUEUE'
   elseif current ~= version then

@@ -8,6 +8,7 @@
 --   queue:<q>:delayed   zset    by the time their pause before a retry ends
 --   queue:<q>:active    zset    claimed runs by time of claim
 --   queue:<q>:finished  zset    ended runs by time of end
+--   archive             hash    ended runs that have left Redis: id -> digest of their document
 --   agents              zset    agent incarnations by time of last heartbeat
 --   agent:<id>          hash    what it said of itself
 --   token:<sha256>      hash    a tracking key's run and attempt
