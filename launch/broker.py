@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from launch.models import LaunchSpec
+from launch.settings import sentinels_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -49,7 +50,8 @@ def make_app(broker_url: str, *, visibility_s: int = 3600) -> Celery:
     """
     from celery import Celery
 
-    app = Celery("launch", broker=broker_url, set_as_current=False)
+    sentinels = sentinels_of(broker_url)
+    app = Celery("launch", broker=sentinels.kombu_url if sentinels else broker_url, set_as_current=False)
     app.conf.update(
         # Records live in our own keys. A result backend would double every write and, on Redis, open a second
         # connection whose loss kills the worker.
@@ -84,6 +86,7 @@ def make_app(broker_url: str, *, visibility_s: int = 3600) -> Celery:
             "socket_connect_timeout": 5,
             "retry_on_timeout": True,
             "health_check_interval": 10,
+            **({"master_name": sentinels.master_name} if sentinels else {}),
         },
         broker_pool_limit=2,
         # The agent's own logging stays as the agent set it up.

@@ -18,9 +18,10 @@ from redis.exceptions import (
     TimeoutError,
 )
 from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from launch.errors import ConfigError, TemporaryError
-from launch.settings import redis_py_url
+from launch.settings import redis_py_url, sentinels_of
 
 # A command may have been carried out although its answer was lost, and redis-py then sends it again: every script of
 # openlaunch may be repeated (see each one's head).
@@ -81,29 +82,38 @@ def connect(url: str, *, timeout_s: float = 5.0) -> LaunchRedis:
     """Return a connection to Redis that has answered once.
 
     Args:
-        url: as kombu takes it: ``redis://…``, ``rediss://…`` or ``redis+socket:///path``.
+        url: as kombu takes it; see :attr:`launch.settings.Settings.broker_url`.
         timeout_s: for connecting, and for each answer.
 
     Raises:
         ConfigError: it is no such URL.
         TemporaryError: nothing answers there; the message names the URL without its password.
     """
-    try:
-        pool = ConnectionPool.from_url(
-            redis_py_url(url),
-            decode_responses=True,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            health_check_interval=30,
-            # Nobody waits several times for a server that accepts connections and does not answer.
-            retry=Retry(NoBackoff(), retries=0),
-        )
-    except ValueError as exc:
-        raise ConfigError(
-            f"LAUNCH_BROKER_URL: should be like redis://host:6379/0 or redis+socket:///path, not {masked(url)!r}"
-        ) from exc
-    client = LaunchRedis(connection_pool=pool)
+    options: dict[str, Any] = {
+        "decode_responses": True,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "health_check_interval": 30,
+        # Nobody waits several times for a server that accepts connections and does not answer.
+        "retry": Retry(NoBackoff(), retries=0),
+    }
+    client = LaunchRedis(connection_pool=_pool(url, options))
     client.launch_url = masked(url)
     client.ping()
     client.set_retry(Retry(ExponentialBackoff(cap=0.2, base=0.01), retries=_RETRIES))
     return client
+
+
+def _pool(url: str, options: dict[str, Any]) -> ConnectionPool:
+    sentinels = sentinels_of(url)
+    if sentinels is not None:
+        # redis-py has no types for these two.
+        asked: Any = Sentinel(sentinels.hosts, sentinel_kwargs={"socket_timeout": options["socket_timeout"]})  # type: ignore[no-untyped-call]
+        who = {"username": sentinels.username, "password": sentinels.password, "db": sentinels.db}
+        return SentinelConnectionPool(sentinels.master_name, asked, **options, **who)  # type: ignore[no-untyped-call]
+    try:
+        return ConnectionPool.from_url(redis_py_url(url), **options)
+    except ValueError as exc:
+        raise ConfigError(
+            f"LAUNCH_BROKER_URL: should be like redis://host:6379/0 or redis+socket:///path, not {masked(url)!r}"
+        ) from exc

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import Field
 
@@ -32,7 +34,9 @@ class Settings(Model):
     """The launch home: everything openlaunch keeps on this machine is below it."""
 
     broker_url: str | None = None
-    """Redis: ``redis://``, ``rediss://`` or ``redis+socket:///path``. None: the embedded broker of the launch home."""
+    """Redis: ``redis://user:password@host:6379/0``, ``rediss://…?ssl_ca_certs=/path``, ``redis+socket:///path`` or
+    ``sentinel://host:26379;sentinel://other:26379/0?master_name=mymaster``. None: the embedded broker of the launch
+    home."""
 
     artifacts: str | None = None
     """Where snapshots and full logs are kept, as an fsspec URL. None: ``artifacts/`` in the launch home."""
@@ -100,3 +104,39 @@ def redis_py_url(url: str) -> str:
     if not url.startswith("redis+socket://"):
         return url
     return f"unix://{url.removeprefix('redis+socket://').replace('virtual_host=', 'db=')}"
+
+
+@dataclass(frozen=True)
+class Sentinels:
+    """A Redis that is found by asking sentinels for the primary of a name."""
+
+    hosts: tuple[tuple[str, int], ...]
+    master_name: str
+    db: int
+    username: str | None
+    password: str | None
+    """The primary's."""
+    kombu_url: str
+    """The same for kombu, which takes the name as an option."""
+
+
+def sentinels_of(url: str) -> Sentinels | None:
+    """Return what a ``sentinel://`` URL says; none for another kind.
+
+    Raises:
+        ConfigError: it names no ``master_name``.
+    """
+    if not url.startswith("sentinel://"):
+        return None
+    parts = [urlsplit(part) for part in url.split(";")]
+    options = dict(parse_qsl(parts[-1].query))
+    if "master_name" not in options:
+        raise ConfigError("LAUNCH_BROKER_URL: a sentinel:// URL should end with ?master_name=NAME")
+    return Sentinels(
+        hosts=tuple((part.hostname or "127.0.0.1", part.port or 26379) for part in parts),
+        master_name=options["master_name"],
+        db=int(parts[-1].path.strip("/") or 0),
+        username=unquote(parts[0].username) if parts[0].username else None,
+        password=unquote(parts[0].password) if parts[0].password else None,
+        kombu_url=url.partition("?")[0],
+    )

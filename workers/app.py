@@ -82,7 +82,7 @@ class AgentStep(bootsteps.StartStopStep):
         worker.agent = worker.app.agent = agent
 
     def _make(self, worker: Any) -> Agent:
-        store = RunStore.connect(worker.app.conf.broker_url, timeout_s=settings().connect_timeout_s)
+        store = RunStore.connect(worker.app.launch_url, timeout_s=settings().connect_timeout_s)
         raw = os.environ.get(ENV_CONFIG)
         if raw:
             config, id = AgentConfig.model_validate_json(raw), worker.hostname.partition("@")[0]
@@ -143,18 +143,20 @@ signals.task_received.connect(_take_slot, weak=False)
 
 def build_app(url: str) -> Celery:
     """Return the Celery app of an agent."""
-    celery = make_app(url)
+    celery: Any = make_app(url)
+    # Not `conf.broker_url`, which is what kombu makes of it.
+    celery.launch_url = url
     celery.steps["worker"].add(AgentStep)
     celery.steps["consumer"].add(SlotGate)
 
-    @celery.task(name=TASK_NAME, bind=True, ignore_result=True)
+    @celery.task(name=TASK_NAME, bind=True, ignore_result=True)  # type: ignore[untyped-decorator]
     def run(task: Any, /, spec: Any = None, **_: Any) -> None:
         request = task.request
         agent: Agent = task.app.agent
         queue = launch_queue(request.delivery_info["routing_key"])
         agent.ring(queue or "", spec, task_id=request.id, is_recorded=bool(getattr(request, RECORDED, None)))
 
-    return celery
+    return celery  # type: ignore[no-any-return]
 
 
 def __getattr__(name: str) -> Any:
