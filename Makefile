@@ -11,7 +11,7 @@ export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
 DEMO := env -u LAUNCH_BROKER_URL LAUNCH_HOME=$(CURDIR)/.demo $(BIN)/launch
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev unit test check demo clean
+.PHONY: help venv dev unit test chaos check demo clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -44,6 +44,10 @@ unit: dev ## run the tests that need nothing and take seconds
 
 test: dev ## run all tests; what is skipped says why
 	$(PYTEST) -n 2 --dist loadfile -ra
+
+SEED ?= 1
+chaos: venv ## kill everything again and again under real runs (some 20 minutes), and print what came of it
+	$(BIN)/launch chaos --seed $(SEED)
 
 check: dev ## lint, format, types, and who imports whom
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,12 +42,14 @@ def message_lists(queue: str) -> list[str]:
     return [celery_queue(queue) + suffix for suffix in _PRIORITY_SUFFIXES]
 
 
-def make_app(broker_url: str, *, visibility_s: int = 3600) -> Celery:
+def make_app(broker_url: str, *, visibility_s: int = 60) -> Celery:
     """Return a Celery app for the broker, connected to nothing yet.
 
     Args:
         broker_url: as kombu takes it: ``redis://…``, ``rediss://…``, ``redis+socket:///path``, ``sentinel://…``.
-        visibility_s: when kombu gives back a message it thinks was lost, in seconds. No run depends on it.
+        visibility_s: when kombu gives back a message whose receiver died before it acknowledged, in seconds. That is
+            done within milliseconds and no run depends on it, so it may be short: what waits for it is a request
+            from outside that has no record yet.
     """
     from celery import Celery
 
@@ -153,26 +156,49 @@ def _encode(task_id: str, celery_name: str, spec_json: str, mark: dict[str, int]
 
 @dataclass(frozen=True)
 class Message:
-    """A message on a queue's list, as far as we need to know it."""
+    """A ``launch.run`` message, as far as we need to know it."""
 
-    raw: str
-    is_recorded: bool
     task_id: str | None
+    is_recorded: bool
     spec: Any
     """The ``spec`` keyword argument: a mapping if the sender did it right."""
+    problem: str | None = None
+    """Why it can be no request, whatever its ``spec`` says."""
 
 
 def decode_message(raw: str) -> Message | None:
     """Return a list entry read as a Celery message, or none if it is not a ``launch.run`` task."""
     try:
         envelope = json.loads(raw)
-        headers = envelope["headers"]
+        headers, body = envelope["headers"], envelope["body"]
         if headers.get("task") != TASK_NAME:
             return None
-        body = envelope["body"]
         if envelope["properties"].get("body_encoding") == "base64":
-            body = base64.b64decode(body).decode()
-        _args, kwargs, _embed = json.loads(body)
-        return Message(raw, bool(headers.get(RECORDED)), headers.get("id"), kwargs.get("spec"))
-    except (ValueError, KeyError, TypeError, AttributeError):
+            body = base64.b64decode(body)
+        return read_message(headers, body, str(envelope.get("content-type")))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def read_message(headers: Mapping[str, Any], body: str | bytes, content_type: str) -> Message:
+    """Return what a ``launch.run`` message says; one that says nothing usable has a ``problem``."""
+    task_id = None if headers.get("id") is None else str(headers["id"])
+    is_recorded = bool(headers.get(RECORDED))
+    try:
+        if content_type != "application/json":
+            raise ValueError(f"its body is {content_type}")
+        _args, kwargs, _embed = json.loads(body)
+        spec = kwargs.get("spec")
+    except (ValueError, TypeError, AttributeError, RecursionError) as exc:
+        problem = f"the message: should be JSON with kwargs={{'spec': ...}} ({exc})"
+        return Message(task_id, is_recorded, spec=None, problem=problem)
+    return Message(task_id, is_recorded, spec, _timing_problem(headers))
+
+
+def _timing_problem(headers: Mapping[str, Any]) -> str | None:
+    for name in ("eta", "expires"):
+        if headers.get(name) is not None:
+            return (
+                f"the message: {name}: a launch waits in its queue until it is claimed; leave {name} and countdown out"
+            )
+    return None

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import getpass
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
-from launch.errors import ConfigError, TemporaryError
+from launch.connected import author
+from launch.errors import ConfigError
 from launch.intake import SpecBuilder
-from launch.models import Job, JobVersion, LaunchSpec, QueueSpec, RunState, Tracking
-from launch.queue_spec import queue_spec
+from launch.models import JobVersion, LaunchSpec, QueueSpec, RetryPolicy, RunState, Tracking
+from launch.operations import Operations
+from launch.queue_spec import QueueSettings, changed_queue, queue_spec, retry_policy
 from launch.request import Launch, as_tracking, image_job
-from launch.settings import Settings
-from launch.settings import settings as process_settings
 from launch.watch import Run
 
 if TYPE_CHECKING:
-    from launch.artifacts import ArtifactStore
-    from launch.jobs import JobRegistry
     from launch.records import AgentRecord
-    from launch.store import RunStore
 
 __all__ = ["Client", "Run", "SpecBuilder", "default_client"]
 
 
-class Client:
+class Client(Operations):
     """Talks to one installation. Connects at the first call, and may be shared by threads.
 
     Args:
@@ -36,87 +30,6 @@ class Client:
         settings: none: this process's own, from the environment.
         note: called with each thing the user should know of a snapshot that is taken, a sentence.
     """
-
-    def __init__(
-        self,
-        url: str | None = None,
-        settings: Settings | None = None,
-        *,
-        note: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        self.settings = settings or process_settings()
-        self.note = note
-        self._url = url or self.settings.broker_url
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection; the next call opens another."""
-        store: RunStore | None = self.__dict__.pop("store", None)
-        for name in ("registry", "_builder"):
-            self.__dict__.pop(name, None)
-        if store is not None:
-            store.redis.close()
-
-    @property
-    def broker_url(self) -> str:
-        """What Celery connects to.
-
-        Raises:
-            TemporaryError: none is configured, and no embedded one runs.
-        """
-        if self._url is not None:
-            return self._url
-        from launch.embedded import running
-
-        url = running(self.settings)
-        if url is None:
-            raise TemporaryError(
-                f"nothing runs in {self.settings.home}: start it with `launch up`, or name a Redis in LAUNCH_BROKER_URL"
-            )
-        return url
-
-    @cached_property
-    def store(self) -> RunStore:
-        """The records in Redis, connected.
-
-        Raises:
-            TemporaryError: Redis is away; the message names its URL without the password.
-        """
-        from launch.store import RunStore
-
-        return RunStore.connect(self.broker_url, timeout_s=self.settings.connect_timeout_s)
-
-    @cached_property
-    def artifacts(self) -> ArtifactStore:
-        """Where snapshots and full logs are kept."""
-        from launch.artifacts import ArtifactStore
-        from launch.home import make_home
-
-        make_home(self.settings.home)
-        return ArtifactStore(self.settings.artifacts_url)
-
-    @cached_property
-    def registry(self) -> JobRegistry:
-        """The registered jobs."""
-        from launch.jobs import JobRegistry
-
-        return JobRegistry(self.store.redis, self.artifacts)
-
-    @cached_property
-    def _builder(self) -> SpecBuilder:
-        return SpecBuilder(self.store, self.registry, self._snapshot)
-
-    def _snapshot(self, path: Path, entrypoint: tuple[str, ...], tracking: Tracking) -> Job:
-        from launch.jobs import code_job
-
-        return code_job(self.artifacts, path, entrypoint or None, tracking=tracking, note=self.note)
 
     # --- runs --------------------------------------------------------------------------------------------------------
 
@@ -150,14 +63,6 @@ class Client:
         specs = self._builder.build_many([_signed(item) if isinstance(item, Mapping) else item for item in launches])
         return [self._wrapped(record) for record in self.store.enqueue_many(specs)]
 
-    def run(self, run_id: str) -> Run:
-        """Return a run by its id.
-
-        Raises:
-            NotFoundError: there is no such run.
-        """
-        return self._wrapped(self.store.record(run_id))
-
     def runs(
         self,
         queue: str | None = None,
@@ -181,13 +86,6 @@ class Client:
         records = self.store.runs(queue=queue, states=_states(state), limit=limit)
         return [self._wrapped(record) for record in records]
 
-    def stop(self, run_id: str, grace_s: float | None = None) -> Run:
-        """Ask for a run to end, and return it as it then is; see :meth:`Run.stop`."""
-        return self.run(run_id).stop(grace_s)
-
-    def _wrapped(self, record: Any) -> Run:
-        return Run(self.store, self.artifacts, record, stop_grace_s=self.settings.stop_grace_s)
-
     # --- queues, jobs, agents ----------------------------------------------------------------------------------------
 
     def create_queue(
@@ -199,6 +97,10 @@ class Client:
         overrides: str | Sequence[str] = "safe",
         priorities: bool = False,
         max_concurrent: int | None = None,
+        retry: Mapping[str, Any] | RetryPolicy | None = None,
+        start_limit: str | float | None = None,
+        run_limit: str | float | None = None,
+        orphan_timeout: str | float | None = None,
     ) -> QueueSpec:
         """Make a queue and return it; making the same one again changes nothing.
 
@@ -209,11 +111,49 @@ class Client:
             overrides: what a launch may override: ``"safe"``, ``"all"``, ``"none"`` or a list of keys.
             priorities: whether critical, high and low are accepted besides medium.
             max_concurrent: the most runs of this queue at once, over all agents.
+            retry: when a failed attempt is followed by another, by cause:
+                ``{"preempted": 5, "oom": {"times": 1, "memory": "x1.5"}}``.
+            start_limit: how long a run may take from its claim until it runs, ``"30m"`` or seconds; none: no limit.
+            run_limit: how long it may take at its target; none: no limit.
+            orphan_timeout: how long it may be without an agent that could follow it, until it counts as lost with its
+                machine; none: a day.
 
         Raises:
             RequestError: a value is wrong, or there is a queue of that name with other settings.
         """
-        return self.store.create_queue(queue_spec(name, resource, config, overrides, priorities, max_concurrent))
+        spec = queue_spec(
+            name,
+            resource,
+            config,
+            overrides,
+            priorities,
+            max_concurrent,
+            retry=retry,
+            start_limit=start_limit,
+            run_limit=run_limit,
+            orphan_timeout=orphan_timeout,
+        )
+        return self.store.create_queue(spec)
+
+    def update_queue(self, name: str, **settings: Unpack[QueueSettings]) -> QueueSpec:
+        """Change settings of a queue and return it; queued runs keep the resource config they were enqueued with.
+
+        Args:
+            name: the queue.
+            settings: see :class:`~launch.queue_spec.QueueSettings`; each replaces the one there is, the others stay.
+
+        Raises:
+            RequestError: no such queue, a value is wrong, or somebody else changed it at the same moment.
+        """
+        return self.store.update_queue(changed_queue(self.store.queue(name), settings))
+
+    def delete_queue(self, name: str) -> None:
+        """Delete a queue that holds no runs; those that have ended stay.
+
+        Raises:
+            RequestError: no such queue, or there are runs in it.
+        """
+        self.store.delete_queue(name)
 
     def queues(self) -> list[QueueSpec]:
         """Return all queues, by name."""
@@ -230,6 +170,7 @@ class Client:
         python_version: str | None = None,
         requirements: str | Path | None = None,
         tracking: Tracking | str = Tracking.REQUIRED,
+        retry: Mapping[str, Any] | RetryPolicy | None = None,
     ) -> JobVersion:
         """Register a job, or a new version of it, and return that; unchanged content is the version there is.
 
@@ -242,6 +183,7 @@ class Client:
             python_version: ``"3.11"``; none: the builder's default.
             requirements: read instead of the directory's ``requirements.txt``.
             tracking: ``"optional"``: its runs may finish without calling ``wandb.init``.
+            retry: when a failed attempt is followed by another, instead of what the queue says.
 
         Raises:
             RequestError: a value is wrong; nothing was written.
@@ -250,10 +192,11 @@ class Client:
 
         if (path is None) == (image is None):
             raise ConfigError("job: give one of path and image")
+        policy = retry_policy(retry, where="retry")
         if image is not None:
             if python_version is not None or requirements is not None:
                 raise ConfigError("job: python_version and requirements are for code; an image holds everything")
-            job = image_job(image, entrypoint, tracking)
+            job = image_job(image, entrypoint, tracking).model_copy(update={"retry": policy})
             version, is_new = self.registry.create(check_job_name(name), job, aliases)
         else:
             assert path is not None
@@ -266,6 +209,7 @@ class Client:
                 python_version=python_version,
                 requirements=None if requirements is None else Path(requirements),
                 tracking=as_tracking(tracking),
+                retry=policy,
             )
             for sentence in notes:
                 self.note(sentence)
@@ -293,11 +237,7 @@ def _states(state: RunState | str | Iterable[RunState | str] | None) -> list[Run
 
 def _signed(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return a request with its author filled in."""
-    signed = dict(request)
-    if signed.get("author") is None:
-        with suppress(KeyError, OSError):  # a container's user may have no name
-            signed["author"] = getpass.getuser()
-    return signed
+    return {**request, "author": request["author"] if request.get("author") is not None else author()}
 
 
 @lru_cache(maxsize=1)

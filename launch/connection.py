@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from redis import ConnectionPool, Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.client import Pipeline
 from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
     BusyLoadingError,
+    ClusterError,
     ConnectionError,
     InvalidResponse,
+    NoPermissionError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError,
+    TryAgainError,
 )
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from launch.errors import ConfigError, TemporaryError
+from launch.errors import BrokerAwayError, ConfigError
 from launch.settings import redis_py_url, sentinels_of
 
 # A command may have been carried out although its answer was lost, and redis-py then sends it again: every script of
 # openlaunch may be repeated (see each one's head).
 _RETRIES = 3
+_UNWILLING = ("MISCONF ", "NOREPLICAS ", "BUSY ", "UNBLOCKED ")
 
 
 def masked(url: str) -> str:
@@ -40,18 +49,35 @@ class _Translated:
 
     def _translate(self, exc: Exception) -> Exception:
         if isinstance(exc, BusyLoadingError):
-            return TemporaryError(f"Redis at {self.launch_url} is still loading its data; try again in a moment")
+            return BrokerAwayError(f"Redis at {self.launch_url} is still loading its data; try again in a moment")
         if isinstance(exc, ReadOnlyError):
-            return TemporaryError(f"Redis at {self.launch_url} is read-only (a replica?); name its primary")
+            return BrokerAwayError(f"Redis at {self.launch_url} is read-only (a replica?); name its primary")
+        if isinstance(exc, OutOfMemoryError):
+            return BrokerAwayError(
+                f"Redis at {self.launch_url} is full (maxmemory) and takes nothing new: give it more, such as "
+                f"`redis-cli CONFIG SET maxmemory 2gb`; `launch doctor` shows how full it is"
+            )
+        if isinstance(exc, AuthenticationError | AuthorizationError):
+            return BrokerAwayError(
+                f"Redis at {self.launch_url} does not let us in: {str(exc).rstrip('.')}. Give user and password in "
+                "LAUNCH_BROKER_URL, such as redis://user:password@host:6379/0"
+            )
+        if isinstance(exc, NoPermissionError):
+            return BrokerAwayError(
+                f"Redis at {self.launch_url} does not permit it: {exc}. Its user needs: "
+                "~* &* +@all -@dangerous +info +config|get"
+            )
         if isinstance(exc, InvalidResponse):
-            return TemporaryError(f"what answers at {self.launch_url} is no Redis; name one with LAUNCH_BROKER_URL")
+            return BrokerAwayError(f"what answers at {self.launch_url} is no Redis; name one with LAUNCH_BROKER_URL")
         if isinstance(exc, ConnectionError | TimeoutError):
             reason = str(exc).rstrip(".")
-            return TemporaryError(
+            return BrokerAwayError(
                 f"Redis at {self.launch_url} is away: {reason}. Start it, or name another with LAUNCH_BROKER_URL"
             )
-        if isinstance(exc, ResponseError) and str(exc).startswith(("OOM", "MISCONF")):
-            return TemporaryError(f"Redis at {self.launch_url} takes no writes: {exc}")
+        # redis-py takes the code off some errors and makes a class of it.
+        is_unwilling = isinstance(exc, ResponseError) and any(code in str(exc) for code in _UNWILLING)
+        if is_unwilling or isinstance(exc, ClusterError | TryAgainError):
+            return BrokerAwayError(f"Redis at {self.launch_url} takes no commands now: {exc}")
         return exc
 
 
@@ -64,11 +90,19 @@ class _Pipeline(_Translated, Pipeline):
 
 
 class LaunchRedis(_Translated, Redis):
-    """redis-py's client, with strings in and out, whose lost connection is a :class:`TemporaryError`."""
+    """redis-py's client, with strings in and out, whose lost connection is a :class:`BrokerAwayError`."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
             return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except RedisError as exc:
+            raise self._translate(exc) from exc
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Do the same for what redis-py does beside its commands: subscriptions."""
+        try:
+            yield
         except RedisError as exc:
             raise self._translate(exc) from exc
 
@@ -87,7 +121,7 @@ def connect(url: str, *, timeout_s: float = 5.0) -> LaunchRedis:
 
     Raises:
         ConfigError: it is no such URL.
-        TemporaryError: nothing answers there; the message names the URL without its password.
+        BrokerAwayError: nothing answers there; the message names the URL without its password.
     """
     options: dict[str, Any] = {
         "decode_responses": True,

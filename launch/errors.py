@@ -7,7 +7,8 @@ The class says what to do next, the message says what was wrong and what would b
     |   |-- ConfigError       a file or a value is wrong: mend it at the path the message names
     |   |-- NotFoundError     no such queue, job, version or run
     |   `-- ConflictError     it exists already, and is different
-    |-- TemporaryError        Redis, an engine or a service is away: it is tried again
+    |-- TemporaryError        an engine or a service is away: it is tried again
+    |   `-- BrokerAwayError   Redis is
     `-- PermanentError        this attempt cannot succeed: it ends, with a cause
         |-- BuildError        the environment or image could not be made
         `-- PullError         the image could not be fetched
@@ -47,6 +48,10 @@ class TemporaryError(LaunchError):
     """Something needed is away; the same call may succeed later."""
 
     exit_code = 3
+
+
+class BrokerAwayError(TemporaryError):
+    """Redis does not answer, or takes no writes just now."""
 
 
 class PermanentError(LaunchError):

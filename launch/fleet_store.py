@@ -15,6 +15,30 @@ from launch.scripted import P, Scripted
 _SERVER_TTL_S = 10
 
 
+class Wakes:
+    """A subscription to what agents are told at once; what it misses is seen at their next round."""
+
+    def __init__(self, redis: Any) -> None:
+        self._redis = redis
+        self._pubsub = self._redis.pubsub()
+        with self._redis.translated():
+            self._pubsub.subscribe(WAKE_CHANNEL)
+
+    def hear(self, timeout_s: float) -> str | None:
+        """Return the next message, or none when there is none in that time.
+
+        Raises:
+            BrokerAwayError: Redis is away.
+        """
+        with self._redis.translated():
+            message = self._pubsub.get_message(ignore_subscribe_messages=True, timeout=timeout_s)
+        return str(message["data"]) if message else None
+
+    def close(self) -> None:
+        """End it."""
+        self._pubsub.close()
+
+
 class FleetStore(Scripted):
     """Agents and the server; a part of :class:`launch.store.RunStore`."""
 
@@ -28,11 +52,9 @@ class FleetStore(Scripted):
         seconds, micros = self.redis.time()
         return float(seconds + micros / 1e6)
 
-    def subscribe(self) -> Any:
-        """Return a subscription to the wake channel: ``stop <run>``, ``queue <name>``, ``orphan <run>``."""
-        pubsub = self.redis.pubsub()
-        pubsub.subscribe(WAKE_CHANNEL)
-        return pubsub
+    def subscribe(self) -> Wakes:
+        """Return a subscription to the wake channel: ``stop <run>``, ``queue <name>``, ``orphan <run> <agent>``."""
+        return Wakes(self.redis)
 
     @contextmanager
     def turn(self, duty: str, agent: str, for_s: float) -> Iterator[bool]:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from launch.durations import duration, parse_duration
 from launch.errors import ConfigError, RequestError
 from launch.models import (
     MAX_SPEC_BYTES,
@@ -19,6 +20,7 @@ from launch.models import (
     Job,
     JobVersion,
     LaunchSpec,
+    Limits,
     Priority,
     QueueSpec,
     Tracking,
@@ -57,7 +59,7 @@ class CodeSnapshots(Protocol):
 
 
 # Looking through the installed packages takes 3 ms, ten times as long as all the rest of a launch.
-_runner_class = cache(runner_class)
+cached_runner_class = cache(runner_class)
 _STAND_IN = Job(source=CommandSource(), entrypoint=("true",))
 
 
@@ -89,11 +91,12 @@ class SpecBuilder:
         asked = parse(Request, {key: value for key, value in request.items() if value is not None}, where=where)
         check_one_source(asked, where)
         queue = self._queues.queue(asked.queue)
-        priority = _priority(asked.priority, queue)
+        priority = priority_in(asked.priority, queue)
         config = json_mapping(asked.config, "config")
-        runner = _runner_class(queue.resource)
+        runner = cached_runner_class(queue.resource)
         resource_args = _override(asked, queue, runner)
         effective = resolve(queue, runner, resource_args)
+        limits, run_limit_s = own_limits(queue, asked.run_limit)
         given = {key: getattr(asked, key) for key in ("name", "project", "entity", "author")}
         fields = {
             **{key: value for key, value in given.items() if value is not None},
@@ -106,18 +109,17 @@ class SpecBuilder:
             "config": config,
             "resource_args": resource_args,
             "resource_config": effective,
+            "limits": limits,
+            "run_limit_s": run_limit_s,
         }
         if asked.path is not None:
             # A snapshot writes to the artifact store, so all the rest must be right before one is taken.
-            _check_size(parse(LaunchSpec, {**fields, "job": _STAND_IN}, where=where))
+            check_size(parse(LaunchSpec, {**fields, "job": _STAND_IN}, where=where))
         job, job_ref = self._job(asked)
-        if job.source.kind == "image" and not runner.runs_images:
-            raise ConfigError(
-                f"image: queue {queue.name!r} is of resource {queue.resource!r}, which runs no images; use a queue of "
-                "resource docker"
-            )
-        spec = parse(LaunchSpec, {**fields, "job": job, "job_ref": job_ref}, where=where)
-        _check_size(spec)
+        check_runs_images(job, queue, runner)
+        retry = job.retry or queue.retry
+        spec = parse(LaunchSpec, {**fields, "job": job, "job_ref": job_ref, "retry": retry}, where=where)
+        check_size(spec)
         return spec
 
     def build_many(self, requests: Sequence[Mapping[str, Any]]) -> list[LaunchSpec]:
@@ -183,7 +185,34 @@ def _replaced(job: Job, **fields: Any) -> Job:
     return parse(Job, {**{name: getattr(job, name) for name in Job.model_fields}, **fields}, where="launch")
 
 
-def _priority(value: Any, queue: QueueSpec) -> Priority:
+def check_runs_images(job: Job, queue: QueueSpec, runner: type[Runner]) -> None:
+    """Raise a ConfigError for an image job in a queue whose target runs none."""
+    if job.source.kind == "image" and not runner.runs_images:
+        raise ConfigError(
+            f"image: queue {queue.name!r} is of resource {queue.resource!r}, which runs no images; use a queue of "
+            "resource docker"
+        )
+
+
+def own_limits(queue: QueueSpec, run_limit: Any) -> tuple[Limits, float | None]:
+    """Return a launch's limits, and its own run limit in seconds; it may only be shorter than the queue's.
+
+    Raises:
+        ConfigError: it is no time span, or longer.
+    """
+    if run_limit is None:
+        return queue.limits, None
+    own_s, queue_s = parse_duration(run_limit, where="run_limit"), queue.limits.run_s
+    if queue_s is not None and own_s > queue_s:
+        raise ConfigError(
+            f"run_limit: {duration(own_s)} is longer than the {duration(queue_s)} that queue {queue.name!r} allows; "
+            "leave it out, or give a shorter one"
+        )
+    return queue.limits.model_copy(update={"run_s": own_s}), own_s
+
+
+def priority_in(value: Any, queue: QueueSpec) -> Priority:
+    """Return the priority class of that name, medium for none, or raise a ConfigError if the queue does not know it."""
     priority = Priority.MEDIUM if value is None else Priority.of(value)
     if priority is not Priority.MEDIUM and not queue.priorities:
         raise ConfigError(
@@ -199,10 +228,16 @@ def _override(asked: Request, queue: QueueSpec, runner: type[Runner]) -> dict[st
         raise ConfigError(
             f"resource: queue {queue.name!r} is of resource {queue.resource!r}, not {asked.resource!r}; leave it out"
         )
-    return own_section(json_mapping(asked.resource_args, "resource_args"), names)
+    return own_override(asked.resource_args, queue, runner)
 
 
-def _check_size(spec: LaunchSpec) -> None:
+def own_override(resource_args: Any, queue: QueueSpec, runner: type[Runner]) -> dict[str, Any]:
+    """Return a launch's override of a queue's resource config, in whichever form it is given."""
+    return own_section(json_mapping(resource_args, "resource_args"), (queue.resource, runner.name, *runner.aliases))
+
+
+def check_size(spec: LaunchSpec) -> None:
+    """Raise a ConfigError for a launch that is too large to be a message."""
     size = len(spec_to_json(spec).encode())
     if size <= MAX_SPEC_BYTES:
         return

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter, ValidationError
 
 from launch.errors import ConfigError, NotFoundError
-from launch.models import Alias, CodeSource, Job, JobName, JobVersion, Tracking, closest, did_you_mean
+from launch.models import (
+    Alias,
+    CodeSource,
+    Job,
+    JobName,
+    JobVersion,
+    RetryPolicy,
+    Tracking,
+    closest,
+    did_you_mean,
+)
 from launch.requirements import read_requirements, requirement_notes
 from launch.scripted import P, Scripted
 from launch.snapshots import MAX_BYTES, Snapshot, snapshot
@@ -162,6 +172,7 @@ def create_code_job(
     python_version: str | None = None,
     requirements: Path | None = None,
     tracking: Tracking = Tracking.REQUIRED,
+    retry: RetryPolicy | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[JobVersion, bool, list[str]]:
     """Register a folder of code and return its version, whether that is new, and notes for the user.
@@ -181,6 +192,7 @@ def create_code_job(
         python_version=python_version,
         requirements=requirements,
         tracking=tracking,
+        retry=retry,
         max_bytes=max_bytes,
         note=notes.append,
     )
@@ -196,6 +208,7 @@ def code_job(
     python_version: str | None = None,
     requirements: Path | None = None,
     tracking: Tracking = Tracking.REQUIRED,
+    retry: RetryPolicy | None = None,
     max_bytes: int = MAX_BYTES,
     note: Callable[[str], None] = lambda _: None,
 ) -> Job:
@@ -207,6 +220,7 @@ def code_job(
         python_version: ``"3.11"``; none: the builder's default.
         requirements: read instead of the folder's ``requirements.txt``.
         tracking: whether a run must call ``wandb.init`` to count as finished.
+        retry: when a failed attempt is followed by another; none: as the queue says.
         max_bytes: the most the code may have.
         note: called with each thing the user should know, a sentence.
 
@@ -227,6 +241,7 @@ def code_job(
         python_version=version,
         requirements=artifacts.put_bytes(needed.encode()) if needed is not None else None,
         tracking=tracking,
+        retry=retry,
     )
 
 

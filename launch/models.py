@@ -36,6 +36,7 @@ _PATTERN_MEANING = {
     r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$": "1 to 128 of letters, digits, '_', '.' and '-', "
     "starting with a letter or digit",
     r"^[0-9a-f]{64}$": "64 lower-case hexadecimal digits",
+    r"^x\d+(\.\d+)?$": "a multiple, such as 'x1.5'",
 }
 
 
@@ -325,6 +326,10 @@ class LaunchSpec(Model):
     """Queue default and override merged: what the runner gets."""
     retry: RetryPolicy = RetryPolicy()
     limits: Limits = Limits()
+    run_limit_s: Annotated[float, Field(gt=0)] | None = None
+    """The launch's own limit at its target, which is in ``limits`` too; none: the queue's alone."""
+    rerun_of: RunId | None = None
+    """The run whose launch this one repeats."""
 
     @property
     def command(self) -> tuple[str, ...]:

@@ -52,6 +52,8 @@ class Launch(TypedDict, total=False):
     """1 to 40 of ``a-z0-9-``; the same launch with the same id again is the run there is."""
     tracking: Tracking | str | None
     """``"optional"``: the run may finish without calling ``wandb.init``."""
+    run_limit: str | float | None
+    """How long it may take at its target: ``"90m"``, or a number of seconds; no longer than the queue allows."""
 
 
 class Request(Model):
@@ -74,6 +76,7 @@ class Request(Model):
     author: Any = None
     run_id: Any = None
     tracking: Any = None
+    run_limit: Any = None
 
     @field_validator("command", mode="before")
     @classmethod

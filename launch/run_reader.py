@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from launch.errors import NotFoundError
-from launch.models import RunRecord, RunState
+from launch.models import LaunchSpec, RunRecord, RunState
 from launch.records import LogEntry, RunEvent, run_from_hash
 from launch.scripted import P, Scripted
+
+_PAGE = 500
 
 
 class RunReader(Scripted):
@@ -56,10 +58,76 @@ class RunReader(Scripted):
         rank = self.redis.zrank(f"{P}queue:{queue}:waiting", run_id) if queue else None
         return None if rank is None else int(rank) + 1
 
+    def places(self, queue: str, run_ids: Sequence[str]) -> dict[str, int]:
+        """Return ``{run id: place}``, 1 for the next, of those of the runs that wait in the queue."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.zrank(f"{P}queue:{queue}:waiting", run_id)
+            ranks = pipe.execute()
+        return {run_id: int(rank) + 1 for run_id, rank in zip(run_ids, ranks, strict=True) if rank is not None}
+
+    def ids(self, queue: str, kind: Literal["waiting", "held", "delayed", "active"], limit: int = 0) -> list[str]:
+        """Return the ids of a queue's runs of one kind, in its order; 0: all of them."""
+        return list(self.redis.zrange(f"{P}queue:{queue}:{kind}", 0, limit - 1))
+
+    def launches(self, run_ids: Sequence[str]) -> dict[str, LaunchSpec]:
+        """Return ``{run id: its launch}`` of the runs that exist: much less to read than their records."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.hget(f"{P}run:{run_id}", "spec")
+            found = pipe.execute()
+        return {
+            run_id: LaunchSpec.model_validate_json(spec)
+            for run_id, spec in zip(run_ids, found, strict=True)
+            if spec is not None
+        }
+
+    def finished_seconds(self, queue: str, limit: int = 300) -> list[tuple[LaunchSpec, float]]:
+        """Return ``[(launch, seconds)]`` of a queue's runs that finished last, claim to end, the newest first."""
+        run_ids = self.redis.zrange(f"{P}queue:{queue}:finished", 0, limit - 1, desc=True)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.hmget(f"{P}run:{run_id}", "state", "spec", "claimed_at", "ended_at")
+            found = pipe.execute()
+        return [
+            (LaunchSpec.model_validate_json(spec), float(ended_at) - float(claimed_at))
+            for state, spec, claimed_at, ended_at in found
+            if state == RunState.FINISHED and claimed_at is not None
+        ]
+
+    def ended_since(self, queue: str, since: float) -> Iterator[RunRecord]:
+        """Yield a queue's runs that ended at or after a time, the oldest first."""
+        run_ids = self.redis.zrange(f"{P}queue:{queue}:finished", since, "+inf", byscore=True)
+        for start in range(0, len(run_ids), _PAGE):
+            yield from self.records(run_ids[start : start + _PAGE])
+
+    def known(self, run_ids: Sequence[str]) -> set[str]:
+        """Return those of the ids that are a run's, in Redis or in the archive."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.exists(f"{P}run:{run_id}")
+                pipe.hexists(f"{P}archive", run_id)
+            found = pipe.execute()
+        return {run_id for place, run_id in enumerate(run_ids) if any(found[2 * place : 2 * place + 2])}
+
     def read_log(self, run_id: str, after: str = "0", limit: int = 500) -> list[LogEntry]:
         """Return what Redis holds of a run's log after an entry, oldest first."""
         found = self.redis.xrange(f"{P}run:{run_id}:log", min=f"({after}" if after != "0" else "-", count=limit)
         return [LogEntry(id, fields["s"], fields["t"]) for id, fields in found]
+
+    def whole_log(self, run_id: str, *, stream: str) -> list[LogEntry]:
+        """Return all that Redis holds of one stream of a run's log."""
+        entries: list[LogEntry] = []
+        after = "0"
+        while page := self.read_log(run_id, after):
+            entries += [entry for entry in page if entry.stream == stream]
+            after = page[-1].id
+        return entries
+
+    def newest_log(self, run_id: str, count: int = 50) -> list[LogEntry]:
+        """Return the last entries of a run's log, oldest first."""
+        found = self.redis.xrevrange(f"{P}run:{run_id}:log", count=count)
+        return [LogEntry(id, fields["s"], fields["t"]) for id, fields in reversed(found)]
 
     def read_history(self, run_id: str, after: str = "0", limit: int = 1000) -> list[tuple[str, dict[str, Any]]]:
         """Return ``[(entry id, row)]`` of what the script logged after an entry, oldest first."""
@@ -96,7 +164,20 @@ class RunReader(Scripted):
             Whether there is something.
         """
         seen = {"log": log, "history": history, "events": events}
-        streams = {f"{P}run:{run_id}:{name}": entry for name, entry in seen.items() if entry is not None}
+        return self._wait(
+            {f"{P}run:{run_id}:{name}": entry for name, entry in seen.items() if entry is not None}, timeout_s
+        )
+
+    def wait_for_events(self, seen: Mapping[str, str], *, timeout_s: float) -> bool:
+        """Wait until something happens to one of several runs; returns whether it has.
+
+        Args:
+            seen: ``{run id: the last event seen}``, ``"0"`` for none yet.
+            timeout_s: how long at most; bounded by the connection's own timeout.
+        """
+        return self._wait({f"{P}run:{run_id}:events": entry for run_id, entry in seen.items()}, timeout_s)
+
+    def _wait(self, streams: Mapping[str, str], timeout_s: float) -> bool:
         socket_timeout = self.redis.connection_pool.connection_kwargs.get("socket_timeout") or 60.0
         block_s = max(0.01, min(timeout_s, socket_timeout - 1.0))
         return bool(self.redis.xread(streams, count=1, block=int(block_s * 1000)))

@@ -53,6 +53,12 @@ class Settings(Model):
     reconcile_s: float = 2.0
     """How often waiting runs and messages are compared."""
 
+    sweep_s: float = 30.0
+    """How often an agent looks for what ended runs have left at its targets."""
+
+    leftover_s: float = 60.0
+    """How long after a run's end what is left of it is removed, should its own agent not have done so."""
+
     stop_grace_s: float = 10.0
     """How long a stopped job may take to end before it is killed."""
 

@@ -20,6 +20,7 @@ from launch.errors import ConflictError, LaunchError, LostClaimError
 from launch.fleet_store import FleetStore
 from launch.models import (
     LEGAL_MOVES,
+    SCHEMA_VERSION,
     AttemptRecord,
     Cause,
     CauseKind,
@@ -49,7 +50,8 @@ class Claimed:
 class Blocked:
     """The queue gives out no run just now."""
 
-    reason: Literal["paused", "limit"]
+    reason: Literal["paused", "limit", "newer"]
+    """``newer``: its next run was written by a later version of openlaunch than this one."""
 
 
 class RunStore(QueueStore, FleetStore, RunReader):
@@ -86,7 +88,8 @@ class RunStore(QueueStore, FleetStore, RunReader):
             args: list[Any] = []
             for spec in batch:
                 text = spec_to_json(spec)
-                args += [spec.run_id, text, encode_bell(spec, text), int(spec.priority), spec.queue, spec.queue_version]
+                args += [spec.run_id, text, encode_bell(spec, text), int(spec.priority), spec.queue]
+                args += [spec.queue_version, spec.schema_version]
             answers += self._run("enqueue", len(batch), *args)
         for spec, answer in zip(specs, answers, strict=True):
             if answer == "CONFLICT":
@@ -171,16 +174,26 @@ class RunStore(QueueStore, FleetStore, RunReader):
     def claim(self, queue: str, agent: str, *, locality: str = "") -> Claimed | Blocked | None:
         """Give the head of a queue to an agent; none when nobody waits."""
         nonce = secrets.token_hex(8)
-        answer = self._run("claim", queue, agent, locality, nonce)
+        answer = self._run("claim", queue, agent, locality, nonce, SCHEMA_VERSION)
         if answer[0] == "RUN":
             return self._claimed(answer[1], nonce)
         return Blocked(answer[1]) if answer[0] == "BLOCKED" else None
 
-    def adopt(self, record: RunRecord, agent: str, *, locality: str, dead_after_s: float) -> Claimed | None:
-        """Give a run without a living owner to an agent; none when it may not have it (now)."""
+    def adopt(
+        self, record: RunRecord, agent: str, *, locality: str, dead_after_s: float, gap_s: float = 6.0
+    ) -> Claimed | None:
+        """Give a run without a living owner to an agent; none when it may not have it (now).
+
+        Args:
+            record: the run as it was seen; it must not have changed hands since.
+            agent: who takes it.
+            locality: where its target is seen from.
+            dead_after_s: the age of a heartbeat from which its agent counts as dead.
+            gap_s: the age of the taker's own heartbeat up to which it may judge others.
+        """
         nonce = secrets.token_hex(8)
         epoch = record.fence.epoch if record.fence else 0
-        if self._run("adopt", record.id, agent, locality, nonce, epoch, dead_after_s) != "OK":
+        if self._run("adopt", record.id, agent, locality, nonce, epoch, dead_after_s, gap_s) != "OK":
             return None
         return self._claimed(record.id, nonce)
 
@@ -266,6 +279,17 @@ class RunStore(QueueStore, FleetStore, RunReader):
             for run_id in run_ids:
                 pipe.hget(f"{P}run:{run_id}", "agent")
             return dict(zip(run_ids, pipe.execute(), strict=True))
+
+    def fences(self, run_ids: Sequence[str]) -> dict[str, Fence | None]:
+        """Return ``{run id: Fence}`` of the claims that hold now; none: nobody's."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.hmget(f"{P}run:{run_id}", "epoch", "nonce")
+            found = pipe.execute()
+        return {
+            run_id: Fence(epoch=int(epoch), nonce=nonce) if epoch and nonce else None
+            for run_id, (epoch, nonce) in zip(run_ids, found, strict=True)
+        }
 
     def stops(self, run_ids: Sequence[str]) -> dict[str, float]:
         """Return ``{run id: grace in seconds}`` of those among the runs that somebody wants stopped."""

@@ -1,21 +1,24 @@
 """The agent as a Celery worker: ``celery -A workers.app worker -P threads -Q launch.gpu-box``, or ``launch agent``.
 
-The task is a doorbell that takes milliseconds: it claims a run and hands it to a thread of the agent. Three things
-join the agent to the worker: a step makes it and lets it go, a step puts its slots before the broker's ``BRPOP``, and a
-signal takes the slot at the moment a message arrives, before the next one can.
+A message is a doorbell: the worker acknowledges it and the agent claims the head of its queue. Three things join the
+agent to the worker: a step makes it and lets it go, a step puts its slots before the broker's ``BRPOP``, and the task's
+strategy answers each message as it arrives. Celery's pool has nothing to do.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
+import threading
 import time
 from typing import Any
 
-from celery import Celery, bootsteps, signals
+from celery import Celery, bootsteps
+from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.worker.consumer.tasks import Tasks
 
-from launch.broker import RECORDED, TASK_NAME, celery_queue, launch_queue, make_app
+from launch.broker import TASK_NAME, celery_queue, launch_queue, make_app, read_message
 from launch.chaos.fault_points import fault_points
 from launch.embedded import broker_url
 from launch.errors import ConfigError, LaunchError
@@ -32,7 +35,8 @@ log = logging.getLogger(__name__)
 class CeleryDoorbells:
     """Steers the worker's consumer from any thread, through its event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
         self._consumer: Any = None
         self.ticked_at = time.monotonic()
         """When the event loop last went round."""
@@ -41,25 +45,26 @@ class CeleryDoorbells:
         """Follow a consumer; there is a new one after each reconnection."""
         self._consumer = consumer
         consumer.hub.on_tick.add(self._tick)
+        self._match()
 
     def _tick(self) -> None:
         self.ticked_at = time.monotonic()
 
-    def listen(self, queue: str) -> None:
-        """Take messages of the queue."""
-        self._call(lambda: self._consumer.add_task_queue(celery_queue(queue)))
+    def look_again(self) -> None:
+        """Listen to the queues that are not silent, and look for a free slot: at once, not at the loop's next turn."""
+        hub = getattr(self._consumer, "hub", None)
+        if hub is not None:
+            hub.call_soon(self._match)
 
-    def silence(self, queue: str) -> None:
-        """Take none of its messages for now."""
-        self._call(lambda: self._consumer.cancel_task_queue(celery_queue(queue)))
-
-    def wake(self) -> None:
-        """Look again whether a slot is free: the loop would notice at its next turn only, up to a second later."""
-        self._call(lambda: None)
-
-    def _call(self, call: Any) -> None:
-        if self._consumer is not None and self._consumer.hub is not None:
-            self._consumer.hub.call_soon(call)
+    def _match(self) -> None:
+        """Make the consumer's queues those the agent wants now; saying so twice, or in any order, comes to the same."""
+        for queue in self._agent.resources:
+            name = celery_queue(queue)
+            listens = self._consumer.task_consumer.consuming_from(name)
+            if listens and queue in self._agent.silent:
+                self._consumer.cancel_task_queue(name)
+            elif not listens and queue not in self._agent.silent:
+                self._consumer.add_task_queue(name)
 
 
 class AgentStep(bootsteps.StartStopStep):
@@ -75,11 +80,13 @@ class AgentStep(bootsteps.StartStopStep):
     def create(self, worker: Any) -> None:
         """Make the agent; what is wrong with its configuration ends the worker."""
         try:
-            agent = self._make(worker)
+            if not issubclass(worker.pool_cls, ThreadPool):
+                raise ConfigError("-P: should be threads; the agent carries its runs in this process")
+            worker.agent = self._make(worker)
         except LaunchError as exc:
-            raise SystemExit(f"error: {exc}") from exc
-        agent.doorbells = CeleryDoorbells()
-        worker.agent = worker.app.agent = agent
+            print(f"error: {exc}", file=sys.stderr)
+            raise SystemExit(exc.exit_code) from exc
+        worker.agent.doorbells = CeleryDoorbells(worker.agent)
 
     def _make(self, worker: Any) -> Agent:
         store = RunStore.connect(worker.app.launch_url, timeout_s=settings().connect_timeout_s)
@@ -107,18 +114,65 @@ class AgentStep(bootsteps.StartStopStep):
 
 
 class SlotGate(bootsteps.StartStopStep):
-    """Puts the agent's slots before each ``BRPOP``; anew after each reconnection, since the channel is a new one."""
+    """Joins each consumer to the agent; there is a new one, with a new channel, after each reconnection."""
 
     requires = (Tasks,)
 
     def start(self, consumer: Any) -> None:
-        """Join the consumer to the agent."""
+        """Put the agent's slots before each ``BRPOP``, and keep what is no message from ending the worker."""
         agent: Agent = consumer.controller.agent
         assert isinstance(agent.doorbells, CeleryDoorbells)
+        channel = consumer.task_consumer.channel
+        channel.qos.can_consume = lambda: agent.has_room
+        channel.handlers["BRPOP"] = _dropping_junk(channel.handlers["BRPOP"])
+        channel.connection._deliver = _addressed(channel.connection._deliver)
         agent.doorbells.attach(consumer)
-        consumer.task_consumer.channel.qos.can_consume = lambda: agent.has_room
-        for queue in agent.silent:
-            consumer.cancel_task_queue(celery_queue(queue))
+
+
+def _dropping_junk(read: Any) -> Any:
+    def read_or_drop() -> Any:
+        try:
+            return read()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            log.warning("dropped what is no Celery message from a queue: %s: %s", type(exc).__name__, exc)
+            return None
+
+    return read_or_drop
+
+
+def _addressed(deliver: Any) -> Any:
+    """Note on each message the queue it was received from: what its sender wrote there may be anything."""
+
+    def deliver_addressed(message: Any, queue: str) -> Any:
+        message["properties"]["delivery_info"] = {"exchange": "", "routing_key": queue}
+        return deliver(message, queue)
+
+    return deliver_addressed
+
+
+def _doorbell(_task: Any, _app: Any, consumer: Any) -> Any:
+    """Answer messages here instead of in Celery's pool, whatever eta, expiry or arguments they have.
+
+    This is a Celery strategy: what it returns is called in the event loop with each message.
+    """
+    agent: Agent = consumer.controller.agent
+
+    def on_message(message: Any, *_: Any) -> None:
+        # Taken before the loop's next BRPOP, so that the next message stays where it is when this was the last slot.
+        agent.slots.take()
+        queue = launch_queue(message.delivery_info["routing_key"])
+        said = read_message(message.headers, message.body, message.content_type)
+
+        def ack() -> None:
+            message.ack_log_error(log, consumer.connection_errors)
+
+        if said.is_recorded:
+            ack()
+        # What comes from outside is acknowledged once it is on record, in the event loop, whose the channel is.
+        ack_later = (lambda: None) if said.is_recorded else (lambda: consumer.hub.call_soon(ack))
+        threading.Thread(target=agent.ring, args=(queue, said, ack_later), name="doorbell", daemon=True).start()
+
+    return on_message
 
 
 def _config_from_options(worker: Any) -> AgentConfig:
@@ -132,15 +186,6 @@ def _at_step(step: str, run_id: str) -> None:
     log.debug("run %s: %s", run_id, step)
 
 
-def _take_slot(sender: Any = None, **_: Any) -> None:
-    agent = getattr(sender.controller, "agent", None)
-    if agent is not None:
-        agent.slots.take()
-
-
-signals.task_received.connect(_take_slot, weak=False)
-
-
 def build_app(url: str) -> Celery:
     """Return the Celery app of an agent."""
     celery: Any = make_app(url)
@@ -149,12 +194,9 @@ def build_app(url: str) -> Celery:
     celery.steps["worker"].add(AgentStep)
     celery.steps["consumer"].add(SlotGate)
 
-    @celery.task(name=TASK_NAME, bind=True, ignore_result=True)  # type: ignore[untyped-decorator]
-    def run(task: Any, /, spec: Any = None, **_: Any) -> None:
-        request = task.request
-        agent: Agent = task.app.agent
-        queue = launch_queue(request.delivery_info["routing_key"])
-        agent.ring(queue or "", spec, task_id=request.id, is_recorded=bool(getattr(request, RECORDED, None)))
+    @celery.task(name=TASK_NAME, Strategy=staticmethod(_doorbell), ignore_result=True)  # type: ignore[untyped-decorator]
+    def run(*_: Any, **__: Any) -> None:
+        """Nothing: its strategy answers before Celery would call it."""
 
     return celery  # type: ignore[no-any-return]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 from launch.errors import LostClaimError, TemporaryError
 from launch.models import Cause, LaunchSpec, RetryRule, RunState
+from launch.records import LogEntry
 from launch.store import Claimed, RunStore
 
 log = logging.getLogger(__name__)
@@ -22,20 +24,25 @@ class DetachedError(Exception):
 
 
 class Lease:
-    """How long ago this agent was last known to live; on the monotonic clock, which no one sets."""
+    """How long ago this agent was last known to live, by a clock that nobody sets and that a machine's sleep keeps."""
 
     def __init__(self, valid_s: float) -> None:
         self.valid_s = valid_s
-        self._renewed = time.monotonic()
+        self._renewed = self.now()
+
+    @staticmethod
+    def now() -> float:
+        """Return the seconds since some fixed moment; on Linux those of a suspend too."""
+        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
     def renew(self, at: float) -> None:
-        """Note a heartbeat that was sent at a monotonic time and has been answered."""
+        """Note a heartbeat that was sent at a time and has been answered."""
         self._renewed = at
 
     @property
     def is_valid(self) -> bool:
         """Whether no other agent can have taken this one for dead."""
-        return time.monotonic() - self._renewed < self.valid_s
+        return self.now() - self._renewed < self.valid_s
 
 
 class Claim:
@@ -47,9 +54,10 @@ class Claim:
         self.store = store
         self._lease = lease
         self._detached = threading.Event()
-        self._stop_grace_s: float | None = claimed.record.stop.grace_s if claimed.record.stop else None
+        self._wanted_grace_s = claimed.record.stop.grace_s if claimed.record.stop else math.inf
+        self._delivered_grace_s = math.inf
         self._on_stop: Callable[[float], None] | None = None
-        self._lock = threading.Lock()
+        self._stopping = threading.Lock()
 
     @property
     def id(self) -> str:
@@ -73,27 +81,27 @@ class Claim:
         return self._detached.is_set()
 
     def request_stop(self, grace_s: float) -> None:
-        """Pass on that somebody wants the run stopped; a shorter grace than before counts."""
-        with self._lock:
-            if self._stop_grace_s is not None and grace_s >= self._stop_grace_s:
-                return
-            self._stop_grace_s = grace_s
-            on_stop = self._on_stop
-        if on_stop:
-            on_stop(grace_s)
+        """Pass on that somebody wants the run stopped, unless that has been heard with as short a grace already."""
+        with self._stopping:
+            self._wanted_grace_s = min(grace_s, self._wanted_grace_s)
+            self._deliver_stop()
 
     def when_stopped(self, on_stop: Callable[[float], None]) -> None:
-        """Call ``on_stop(grace_s)`` as soon as a stop is requested, now if it has been."""
-        with self._lock:
+        """Call ``on_stop(grace_s)`` for each stop requested, the ones before included, until it does not raise."""
+        with self._stopping:
             self._on_stop = on_stop
-            grace_s = self._stop_grace_s
-        if grace_s is not None:
-            on_stop(grace_s)
+            self._deliver_stop()
+
+    def _deliver_stop(self) -> None:
+        if self._on_stop is not None and self._wanted_grace_s < self._delivered_grace_s:
+            grace_s = self._wanted_grace_s
+            self._on_stop(grace_s)
+            self._delivered_grace_s = grace_s
 
     @property
     def is_stop_requested(self) -> bool:
         """Whether somebody wants the run stopped."""
-        return self._stop_grace_s is not None
+        return self._wanted_grace_s < math.inf
 
     # --- writes -------------------------------------------------------------------------------------------------------
 
@@ -116,6 +124,14 @@ class Claim:
     def append_log(self, chunks: list[tuple[str, str]], **position: Any) -> None:
         """See :meth:`RunStore.append_log`."""
         self._insist(lambda: self.store.append_log(self.id, self.fence, chunks, **position))
+
+    def newest_log(self) -> list[LogEntry]:
+        """Return the end of what Redis holds of the log."""
+        return list(self._insist(lambda: self.store.newest_log(self.id)))
+
+    def build_log(self) -> list[LogEntry]:
+        """Return what the build wrote, as far as Redis holds it."""
+        return list(self._insist(lambda: self.store.whole_log(self.id, stream="build")))
 
     def refresh(self) -> None:
         """Read the record again."""

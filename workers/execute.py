@@ -15,10 +15,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from launch.artifacts import ArtifactStore
-from launch.errors import BuildError, ConfigError, LaunchError, LostClaimError, PullError, TemporaryError
+from launch.errors import (
+    BrokerAwayError,
+    BuildError,
+    ConfigError,
+    LaunchError,
+    LostClaimError,
+    PullError,
+    TemporaryError,
+)
 from launch.models import Cause, CauseKind, CodeSource, ImageSource, LaunchSpec, RunState, Tracking, parse
 from launch.plugins import Attempt, Build, Builder, BuildRequest, Plan, Runner, Status, attempt_name
 from launch.resolve import macro_values, render_macros
@@ -26,8 +34,11 @@ from launch.tracking import tracking_env
 from workers.claim import Claim, DetachedError
 from workers.conclude import conclude, retry_rule
 from workers.logs import LogPump, LogWriter
+from workers.targets import Target, Targets
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _LOOK_UP_S = 5.0
 """How often a thread that waits for an attempt's end looks at time limits."""
@@ -54,14 +65,6 @@ class TrackingServer(Protocol):
 
 
 @dataclass(frozen=True)
-class Target:
-    """A target resource this agent serves."""
-
-    runner: Runner
-    builder: Builder
-
-
-@dataclass(frozen=True)
 class Tools:
     """What an agent lends to the runs it carries."""
 
@@ -69,8 +72,7 @@ class Tools:
     home: Path
     artifacts: ArtifactStore
     tracking: TrackingServer
-    target_for: Callable[[str], Target]
-    """A resource's target; raises a ConfigError when this agent has no runner for it."""
+    targets: Targets
     recheck: Callable[[LaunchSpec], None]
     """Raises a ConfigError when the queue does not allow what the launch overrides."""
     log_cap_chars: int
@@ -83,24 +85,24 @@ def execute(claim: Claim, tools: Tools) -> None:
     """Carry a claimed run to its end, from wherever it is.
 
     Raises:
-        TemporaryError: its target is away, and the run is back at its old place in the queue.
+        TemporaryError: its target is away; nothing was sent, and the run is back at its old place in the queue.
     """
-    target = _target(claim, tools)
-    if target is None:
-        return
-    writer = LogWriter(claim, log_path(tools.home, claim), cap_chars=tools.log_cap_chars)
     try:
+        target = tools.targets[claim.spec.resource]
+    except ConfigError as exc:
+        return claim.finish(RunState.FAILED, Cause(kind=CauseKind.CONFIG, message=str(exc)))
+    try:
+        writer = LogWriter(claim, tools.home, cap_chars=tools.log_cap_chars)
         handle = claim.record.handle or _start(claim, tools, target, writer)
         if handle is None:
-            return
+            return None
         status, timed_out_s = _follow(claim, tools, target.runner, handle, writer)
         _conclude(claim, tools, target.runner, handle, status, timed_out_s, writer)
-        tools.at_step("remove", claim.id)
-        _remove(claim, target.runner, handle)
     except LostClaimError:
         log.warning("run %s: now another agent's, let go", claim.id)
     except DetachedError:
         log.info("run %s: let go, its job goes on", claim.id)
+    return None
 
 
 def give_up(claim: Claim) -> None:
@@ -114,42 +116,37 @@ def give_up(claim: Claim) -> None:
         log.info("run %s: let go", claim.id)
 
 
-def log_path(home: Path, claim: Claim) -> Path:
-    """Return the file that holds an attempt's whole log while it runs."""
-    return home / "logs" / f"{claim.id}-{claim.record.attempt}.jsonl"
-
-
-def _target(claim: Claim, tools: Tools) -> Target | None:
-    try:
-        return tools.target_for(claim.spec.resource)
-    except ConfigError as exc:
-        _fail(claim, CauseKind.CONFIG, str(exc))
-        return None
-
-
 # --- until it has a handle --------------------------------------------------------------------------------------------
 
 
 def _start(claim: Claim, tools: Tools, target: Target, writer: LogWriter) -> str | None:
     """Build and submit; none when the run has ended or gone back to its queue instead."""
     try:
-        return _build_and_submit(claim, tools, target, writer)
+        while True:
+            try:
+                return _build_and_submit(claim, tools, target, writer)
+            except BrokerAwayError as exc:
+                # No fault of the target's, and all of it may be done again.
+                log.warning("run %s: %s; starting it again", claim.id, exc)
+                claim.pause(_AWAY_S)
     except InterruptedError:
         _interrupted(claim, tools, target.runner, writer)
     except BuildError as exc:
-        _fail(claim, CauseKind.BUILD, str(exc), writer)
+        _fail(claim, tools, CauseKind.BUILD, str(exc), writer)
     except PullError as exc:
-        _fail(claim, CauseKind.PULL, str(exc), writer)
+        _fail(claim, tools, CauseKind.PULL, str(exc), writer)
     except TemporaryError as exc:
         claim.unclaim(note=str(exc))
+        writer.discard()
         raise
     except LaunchError as exc:
-        _fail(claim, CauseKind.CONFIG, str(exc), writer)
+        _fail(claim, tools, CauseKind.CONFIG, str(exc), writer)
     except (LostClaimError, DetachedError):
         raise
     except Exception as exc:
         log.exception("run %s: could not be started", claim.id)
-        _fail(claim, CauseKind.INTERNAL, f"The agent failed while starting it: {type(exc).__name__}: {exc}", writer)
+        message = f"The agent failed while starting it: {type(exc).__name__}: {exc}"
+        _fail(claim, tools, CauseKind.INTERNAL, message, writer)
     return None
 
 
@@ -167,17 +164,30 @@ def _build_and_submit(claim: Claim, tools: Tools, target: Target, writer: LogWri
 
     options = _options(claim, runner, build.image)
     attempt = _attempt(claim, tools, runner, options, code)
-    plan: Plan = runner.plan(attempt, build.image, options)
+    plan = runner.plan(attempt, build.image, options)
 
     tools.at_step("submit", claim.id)
-    if claim.is_stop_requested:
-        raise InterruptedError
-    claim.guard()
-    handle = runner.submit(plan)
+    for problem in runner.check():
+        raise TemporaryError(problem.what)
+    handle = _submit(claim, runner, plan)
 
     tools.at_step("record", claim.id)
     claim.advance(RunState.RUNNING, note="started", handle=handle)
     return handle
+
+
+def _submit(claim: Claim, runner: Runner, plan: Plan) -> str:
+    """Submit until the target has answered: once something was sent it may run, and nobody else may start it."""
+    while True:
+        if claim.is_stop_requested:
+            raise InterruptedError
+        claim.guard()
+        try:
+            return runner.submit(plan)
+        except TemporaryError as exc:
+            log.warning("run %s: its target went away while it was submitted: %s", claim.id, exc)
+            claim.advance(note=f"submitting it again: {exc}")
+            claim.pause(_AWAY_S)
 
 
 def _fetch_code(spec: LaunchSpec, tools: Tools) -> Path | None:
@@ -255,24 +265,27 @@ def _interrupted(claim: Claim, tools: Tools, runner: Runner, writer: LogWriter) 
     """End a run that was stopped or took too long before it had a handle, or let go of one whose agent goes."""
     if claim.is_detached:
         raise DetachedError(claim.id)
-    # An agent that died in the middle of a submit may have left the attempt behind.
-    left_behind = runner.find().get(attempt_name(tools.installation, claim.id, claim.record.attempt))
+    # A submit that was interrupted, this agent's or another's, may have left the attempt behind.
+    name = attempt_name(tools.installation, claim.id, claim.record.attempt)
+    left_behind = _insist(claim, runner.find).get(name)
     if left_behind is not None:
-        claim.guard()
-        runner.stop(left_behind, 0)
-        runner.wait(left_behind, _LOOK_UP_S)
-        runner.remove(left_behind)
+        _stop(claim, runner, left_behind, 0)
+        _wait(claim, runner, left_behind, _LOOK_UP_S)
+        _remove(claim, runner, left_behind)
     claim.refresh()
-    stop, limit_s = claim.record.stop, claim.spec.limits.start_s
+    stop = claim.record.stop
     if stop is None:
-        return _fail(claim, CauseKind.TIMEOUT, f"It did not start within its limit of {limit_s:g} s.", writer)
-    claim.finish(RunState.STOPPED, Cause(kind=CauseKind.STOPPED, message=f"Stopped by {stop.by} before it started."))
+        limit_s = claim.spec.limits.start_s
+        limit = f"its limit of {limit_s:g} s" if limit_s is not None else "the builder's patience"
+        return _fail(claim, tools, CauseKind.TIMEOUT, f"It did not start within {limit}.", writer)
+    cause = Cause(kind=CauseKind.STOPPED, message=f"Stopped by {stop.by} before it started.")
+    claim.finish(RunState.STOPPED, cause, log_archive=_stored(claim, tools, writer))
     return None
 
 
-def _fail(claim: Claim, kind: CauseKind, message: str, writer: LogWriter | None = None) -> None:
-    tail = writer.tail() if writer else ()
-    claim.finish(RunState.FAILED, Cause(kind=kind, message=message, log_tail=tail))
+def _fail(claim: Claim, tools: Tools, kind: CauseKind, message: str, writer: LogWriter) -> None:
+    cause = Cause(kind=kind, message=message, log_tail=writer.tail())
+    claim.finish(RunState.FAILED, cause, log_archive=_stored(claim, tools, writer))
 
 
 # --- from the handle on -----------------------------------------------------------------------------------------------
@@ -291,8 +304,7 @@ def _follow(claim: Claim, tools: Tools, runner: Runner, handle: str, writer: Log
         if time.monotonic() >= until:
             timed_out_s, until = limit_s, math.inf
             _stop(claim, runner, handle, _TIMEOUT_GRACE_S)
-    if not pump.join(_LOG_END_S):
-        log.warning("run %s: its log did not end within %g s of the job", claim.id, _LOG_END_S)
+    pump.join(_LOG_END_S)
     return status, timed_out_s
 
 
@@ -303,23 +315,28 @@ def _run_limit_s(claim: Claim, tools: Tools) -> float | None:
 
 def _wait(claim: Claim, runner: Runner, handle: str, timeout_s: float) -> Status:
     """Return the attempt's status once it is final, or after a while; a target that is away is waited for."""
-    while not claim.is_detached:
-        try:
-            return runner.wait(handle, max(0.0, timeout_s))
-        except TemporaryError as exc:
-            log.warning("run %s: its target is away: %s", claim.id, exc)
-            claim.pause(_AWAY_S)
-    raise DetachedError(claim.id)
+    return _insist(claim, lambda: runner.wait(handle, max(0.0, timeout_s)))
 
 
 def _stop(claim: Claim, runner: Runner, handle: str, grace_s: float) -> None:
     """Ask the target to end the attempt, until it has heard it."""
-    while True:
+
+    def stop() -> None:
         claim.guard()
+        runner.stop(handle, grace_s)
+
+    _insist(claim, stop)
+
+
+def _insist(claim: Claim, ask: Callable[[], T]) -> T:
+    """Ask the target until it answers, the claim is lost or the agent lets go."""
+    while True:
+        if claim.is_detached:
+            raise DetachedError(claim.id)
         try:
-            return runner.stop(handle, grace_s)
+            return ask()
         except TemporaryError as exc:
-            log.warning("run %s: cannot be stopped yet: %s", claim.id, exc)
+            log.warning("run %s: its target is away: %s", claim.id, exc)
             claim.pause(_AWAY_S)
 
 
@@ -333,12 +350,15 @@ def _conclude(
     writer: LogWriter,
 ) -> None:
     tools.at_step("conclude", claim.id)
+    if not writer.is_whole:
+        _read_again(claim, runner, handle, writer)
     claim.refresh()
-    archive = _archive_log(claim, tools, runner, handle, writer)
-    state, cause = conclude(claim.record, status, timed_out_s=timed_out_s, tail=writer.tail())
+    tail = writer.tail()
+    archive = _stored(claim, tools, writer)
+    state, cause = conclude(claim.record, status, timed_out_s=timed_out_s, tail=tail)
     _end_or_retry(claim, state, cause, archive)
-    if archive is not None:
-        writer.path.unlink(missing_ok=True)
+    tools.at_step("remove", claim.id)
+    _remove(claim, runner, handle)
 
 
 def _end_or_retry(claim: Claim, state: RunState, cause: Cause, archive: str | None) -> None:
@@ -349,18 +369,32 @@ def _end_or_retry(claim: Claim, state: RunState, cause: Cause, archive: str | No
         claim.retry(cause, log_archive=archive, rule=rule)
 
 
-def _archive_log(claim: Claim, tools: Tools, runner: Runner, handle: str, writer: LogWriter) -> str | None:
-    """Put the whole log into the artifact store; a store that is full or away must not cost the run its result."""
+def _read_again(claim: Claim, runner: Runner, handle: str, writer: LogWriter) -> None:
+    """Make the log file whole from what the target has and, of the build, from what Redis has."""
+
+    def read() -> None:
+        build = ((entry.stream, entry.text) for entry in claim.build_log())
+        job = ((chunk.stream, chunk.text) for chunk in runner.logs(handle, None))
+        writer.rewrite(itertools.chain(build, job))
+
     try:
-        writer.flush()
-        if not writer.is_whole:
-            build = [(entry.stream, entry.text) for entry in claim.store.read_log(claim.id) if entry.stream == "build"]
-            job = ((chunk.stream, chunk.text) for chunk in runner.logs(handle, None))
-            writer.rewrite(itertools.chain(build, job))
-        return tools.artifacts.put_file(writer.path)
-    except (OSError, LaunchError) as exc:
-        log.error("run %s: its log stays at %s, the artifact store took it not: %s", claim.id, writer.path, exc)
+        _insist(claim, read)
+    except OSError as exc:
+        log.error("run %s: there is no room for its log: %s", claim.id, exc)
+
+
+def _stored(claim: Claim, tools: Tools, writer: LogWriter) -> str | None:
+    """Put the log into the artifact store; a store that is full or away must not cost the run its result."""
+    writer.flush()
+    if not writer.is_whole:
         return None
+    try:
+        digest = tools.artifacts.put_file(writer.path)
+    except (OSError, LaunchError) as exc:
+        log.error("run %s: the artifact store takes no log, which stays in %s: %s", claim.id, writer.path, exc)
+        return None
+    writer.discard()
+    return digest
 
 
 def _remove(claim: Claim, runner: Runner, handle: str) -> None:

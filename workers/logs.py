@@ -2,16 +2,19 @@
 
 The file is a line of JSON a chunk, ``{"s": stream, "t": text}``, and goes to the artifact store at the end. Redis holds
 the newest part for those who watch. Both are written before the cursor is, and a writer that goes on after another one
-cuts the file back to the length recorded with the cursor: so an adopted run's log has no gap and no repeat.
+takes over its file up to the length recorded with the cursor: so an adopted run's log has no gap and no repeat.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from launch.errors import LostClaimError, TemporaryError
@@ -23,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _FLUSH_S = 0.1
 _FLUSH_CHARS = 64_000
+_MAX_CHUNK_CHARS = 64_000
+_END_S = 2.0
 _TAIL_LINES = 30
 _TAIL_LINE_CHARS = 2000
 _TAIL_BYTES = 256_000
@@ -35,10 +40,15 @@ def encode_chunk(stream: str, text: str) -> bytes:
 
 
 class LogWriter:
-    """Writes one attempt's log. Used by one thread at a time: the build's, then the pump's."""
+    """Writes one attempt's log. Used by one thread at a time: the build's, then the pump's.
 
-    def __init__(self, claim: Claim, path: Path, *, cap_chars: int) -> None:
-        self.path = path
+    The file is this claim's own: an agent that has lost its claim without knowing writes into another one. A disk that
+    is full costs the file, never the run: Redis goes on getting the log, and the whole of it is read again from the
+    target at the end.
+    """
+
+    def __init__(self, claim: Claim, home: Path, *, cap_chars: int) -> None:
+        self.path = log_path(home, claim)
         self.cursor = claim.record.log_cursor
         self._claim = claim
         self._cap_chars = cap_chars
@@ -46,15 +56,30 @@ class LogWriter:
         self._pending: list[tuple[str, str]] = []
         self._pending_chars = 0
         self._flushed_at = 0.0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.is_whole = _cut(path, self._written)
-        """False when the file's beginning is on a machine that is gone; the target has it still."""
+        self.is_whole = self._take_over(home)
+        """False when the file lacks something, which the target has still."""
+
+    def _take_over(self, home: Path) -> bool:
+        """Begin with what the claims before this one have written, as far as the record says it was."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_bytes(b"")
+            if self._written == 0:
+                return True
+            for former in sorted(_files_of(home, self._claim), key=_epoch_of, reverse=True):
+                if former != self.path and former.stat().st_size >= self._written:
+                    shutil.copyfile(former, self.path)
+                    os.truncate(self.path, self._written)
+                    return True
+        except OSError as exc:
+            log.warning("run %s: no log file: %s", self._claim.id, exc)
+        return False
 
     def write(self, stream: LogStream, text: str, cursor: str | None = None) -> None:
         """Take a chunk; it is flushed at once after a pause, else with the next ones."""
-        if text:
-            self._pending.append((stream, text))
-            self._pending_chars += len(text)
+        for start in range(0, len(text), _MAX_CHUNK_CHARS):
+            self._pending.append((stream, text[start : start + _MAX_CHUNK_CHARS]))
+        self._pending_chars += len(text)
         if cursor is not None:
             self.cursor = cursor
         if time.monotonic() - self._flushed_at >= _FLUSH_S or self._pending_chars >= _FLUSH_CHARS:
@@ -70,8 +95,8 @@ class LogWriter:
             return
         chunks = _merged(self._pending)
         data = b"".join(encode_chunk(stream, text) for stream, text in chunks)
-        with self.path.open("ab") as file:
-            file.write(data)
+        if self.is_whole:
+            self.is_whole = self._append(data)
         before, self._written = self._written, self._written + len(data)
         self._claim.append_log(
             chunks, cursor=self.cursor, bytes_before=before, bytes_after=self._written, cap_chars=self._cap_chars
@@ -79,39 +104,78 @@ class LogWriter:
         self._pending, self._pending_chars = [], 0
         self._flushed_at = time.monotonic()
 
+    def _append(self, data: bytes) -> bool:
+        try:
+            with self.path.open("ab") as file:
+                file.write(data)
+        except OSError as exc:
+            log.warning("run %s: its log file is given up: %s", self._claim.id, exc)
+            with suppress(OSError):
+                self.path.unlink()
+            return False
+        return True
+
     def tail(self) -> tuple[str, ...]:
         """Return the last lines of the log, oldest first, progress bars folded."""
         self.flush()
-        with self.path.open("rb") as file:
-            file.seek(max(0, self.path.stat().st_size - _TAIL_BYTES))
-            chunks = [json.loads(line) for line in file if line.startswith(b"{") and line.endswith(b"}\n")]
-        lines = [line.text[:_TAIL_LINE_CHARS] for line in fold_lines((chunk["s"], chunk["t"]) for chunk in chunks)]
+        chunks: list[tuple[str, str]] = []
+        if self.is_whole:
+            with suppress(OSError):
+                chunks = _last_chunks(self.path)
+        else:
+            chunks = [(entry.stream, entry.text) for entry in self._claim.newest_log()]
+        lines = [line.text[:_TAIL_LINE_CHARS] for line in fold_lines(chunks)]
         return tuple(lines[-_TAIL_LINES:])
 
     def rewrite(self, chunks: Iterable[tuple[str, str]]) -> None:
-        """Make the file anew from a source that has all of it."""
+        """Make the file anew from a source that has all of it. Raises OSError when there is no room."""
         with self.path.open("wb") as file:
             for stream, text in chunks:
                 file.write(encode_chunk(stream, text))
-            self.is_whole = True
+        self.is_whole = True
+
+    def discard(self) -> None:
+        """Delete the file, and those of the claims before."""
+        for path in _files_of(self.path.parent.parent, self._claim):
+            with suppress(OSError):
+                path.unlink()
+
+
+def log_path(home: Path, claim: Claim) -> Path:
+    """Return the file that holds an attempt's whole log while a claim on it holds."""
+    return home / "logs" / f"{claim.id}.{claim.record.attempt}.{claim.fence.epoch}.jsonl"
+
+
+def run_of_log(path: Path) -> str:
+    """Return the id of the run whose log a file is."""
+    return path.name.partition(".")[0]
+
+
+def _files_of(home: Path, claim: Claim) -> list[Path]:
+    return list((home / "logs").glob(f"{claim.id}.{claim.record.attempt}.*.jsonl"))
+
+
+def _epoch_of(path: Path) -> int:
+    return int(path.name.split(".")[2])
+
+
+def _last_chunks(path: Path) -> list[tuple[str, str]]:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        if file.tell() > 0:
+            file.readline()  # the rest of a line whose beginning is further up
+        return [(chunk["s"], chunk["t"]) for chunk in map(json.loads, file)]
 
 
 def _merged(chunks: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Join neighbours of one stream, up to the longest a chunk may be."""
     merged: list[tuple[str, str]] = []
     for stream, text in chunks:
-        if merged and merged[-1][0] == stream:
+        if merged and merged[-1][0] == stream and len(merged[-1][1]) + len(text) <= _MAX_CHUNK_CHARS:
             merged[-1] = (stream, merged[-1][1] + text)
         else:
             merged.append((stream, text))
     return merged
-
-
-def _cut(path: Path, length: int) -> bool:
-    """Cut a file back to a length, and return whether it was at least that long."""
-    size = path.stat().st_size if path.exists() else 0
-    with path.open("ab") as file:
-        file.truncate(length if size >= length else 0)
-    return size >= length
 
 
 class LogPump:
@@ -122,31 +186,41 @@ class LogPump:
         self._handle = handle
         self._writer = writer
         self._claim = claim
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._pump, name=f"log-{claim.id}", daemon=True)
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
 
-    def join(self, timeout_s: float) -> bool:
-        """Wait for the end of the log; returns whether it was reached."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+    def join(self, patience_s: float) -> None:
+        """Wait for the end of the log, as long as it gets on; one that stands still for so long is given up."""
+        cursor, since = self._writer.cursor, time.monotonic()
+        while self._thread.is_alive() and time.monotonic() - since < patience_s:
+            self._thread.join(0.5)
+            if self._writer.cursor != cursor:
+                cursor, since = self._writer.cursor, time.monotonic()
+        if self._thread.is_alive():
+            log.warning("run %s: its log stands still for %g s and is given up", self._claim.id, patience_s)
+            self._writer.is_whole = False
+            self._ended.set()
+            self._thread.join(_END_S)
 
     def _pump(self) -> None:
-        while not self._claim.is_detached:
+        while not self._claim.is_detached and not self._ended.is_set():
             try:
                 for chunk in self._runner.logs(self._handle, self._writer.cursor):
-                    if self._claim.is_detached:
+                    if self._claim.is_detached or self._ended.is_set():
                         return
                     self._writer.write(chunk.stream, chunk.text, chunk.cursor)
                 self._writer.flush()
                 return
             except TemporaryError as exc:
                 log.info("run %s: log interrupted, going on: %s", self._claim.id, exc)
-                time.sleep(_RETRY_S)
+                self._ended.wait(_RETRY_S)
             except (LostClaimError, DetachedError):
                 return
             except Exception:
                 log.exception("run %s: its log cannot be followed", self._claim.id)
+                self._writer.is_whole = False
                 return

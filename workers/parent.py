@@ -30,6 +30,7 @@ log = logging.getLogger("workers")
 _SERVER_PATIENCE_S = 5.0
 _QUICK_S = 60.0
 _MAX_PAUSE_S = 30.0
+_REDIS_PAUSE_S = 2.0
 _GIVE_UP_AFTER = 10
 
 
@@ -106,6 +107,10 @@ class Parent:
                 return 0
             if code == ConfigError.exit_code:
                 return code
+            if code == TemporaryError.exit_code:
+                # Redis is away: an agent waits for it as long as it takes.
+                self._sleep(_REDIS_PAUSE_S)
+                continue
             quick_deaths = quick_deaths + 1 if time.monotonic() - started < _QUICK_S else 1
             if quick_deaths >= _GIVE_UP_AFTER:
                 log.error("the worker died %d times in a row; giving up", quick_deaths)

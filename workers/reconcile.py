@@ -11,8 +11,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from launch.broker import TASK_NAME, decode_message
-from launch.errors import ConfigError, RequestError
+from launch.broker import TASK_NAME, Message, decode_message
+from launch.errors import ConfigError, RequestError, TemporaryError
 from launch.intake import SpecBuilder
 from launch.models import Cause, CauseKind, CommandSource, Job, LaunchSpec, is_run_id
 from launch.store import RunStore
@@ -29,35 +29,43 @@ class Intake:
         self._store = store
         self._builder = builder
 
-    def take_in(self, queue: str, spec: Any, *, task_id: str | None) -> None:
+    def take_in(self, queue: str, message: Message) -> None:
         """Record the run a message asks for, or a failed one that says what is wrong with it.
 
-        Args:
-            queue: where the message was.
-            spec: its ``spec`` keyword.
-            task_id: the message's id, which names the run, so that a second delivery is the same run.
+        The message's id names the run, so that a second delivery is the same run.
         """
-        run_id = _run_id(task_id)
+        run_id = _run_id(message.task_id)
         try:
-            if isinstance(spec, Mapping):
-                spec = {"queue": queue, **spec}
-                if spec["queue"] != queue:
-                    raise ConfigError(f"spec/queue: is {spec['queue']!r}, but the message was sent to queue {queue!r}")
-            launch = self._builder.register_foreign(spec, run_id=run_id)
-            self._store.enqueue(launch)
+            if message.problem:
+                raise ConfigError(message.problem)
+            self._store.enqueue(self._builder.register_foreign(_addressed(message.spec, queue), run_id=run_id))
         except RequestError as exc:
-            log.warning("queue %s: message %s is no valid launch: %s", queue, task_id, exc)
-            self._store.refuse(_placeholder(run_id, queue, self._store), Cause(kind=CauseKind.CONFIG, message=str(exc)))
+            self._refuse(queue, run_id, str(exc))
+        except TemporaryError:
+            raise
+        except Exception as exc:
+            # Whatever a stranger sends must not keep those behind it from being taken in.
+            log.exception("queue %s: message %s", queue, message.task_id)
+            self._refuse(queue, run_id, f"the message: {type(exc).__name__}: {exc}")
+
+    def _refuse(self, queue: str, run_id: str, reason: str) -> None:
+        log.warning("queue %s: message %s is no valid launch: %s", queue, run_id, reason)
+        job = Job(source=CommandSource(), entrypoint=(TASK_NAME,))
+        spec = LaunchSpec(run_id=run_id, queue=queue, resource=self._store.queue(queue).resource, job=job)
+        self._store.refuse(spec, Cause(kind=CauseKind.CONFIG, message=reason))
+
+
+def _addressed(spec: Any, queue: str) -> Any:
+    if not isinstance(spec, Mapping):
+        return spec
+    if spec.get("queue", queue) != queue:
+        raise ConfigError(f"spec/queue: is {spec['queue']!r}, but the message was sent to queue {queue!r}")
+    return {**spec, "queue": queue}
 
 
 def _run_id(task_id: str | None) -> str:
     text = task_id or "unnamed"
-    return text if is_run_id(text) else hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _placeholder(run_id: str, queue: str, store: RunStore) -> LaunchSpec:
-    job = Job(source=CommandSource(), entrypoint=(TASK_NAME,))
-    return LaunchSpec(run_id=run_id, queue=queue, resource=store.queue(queue).resource, job=job)
+    return text if is_run_id(text) else hashlib.sha256(text.encode(errors="replace")).hexdigest()[:32]
 
 
 def reconcile(store: RunStore, intake: Intake, queue: str, agent: str) -> bool:
@@ -84,7 +92,7 @@ def _sort_out(store: RunStore, intake: Intake, queue: str) -> None:
             ours.setdefault(message.task_id or "", []).append((name, raw))
         else:
             # Recorded first, removed then: dying in between repeats the first, which changes nothing.
-            intake.take_in(queue, message.spec, task_id=message.task_id)
+            intake.take_in(queue, message)
             store.take_message(name, raw)
     _remove_surplus(store, queue, ours)
 

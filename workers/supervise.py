@@ -14,15 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 from launch.archive import archive_old_runs
-from launch.errors import LaunchError, NotFoundError, TemporaryError
+from launch.errors import NotFoundError, TemporaryError
+from launch.plugins import Runner
 from workers.agent import Agent
+from workers.logs import run_of_log
 from workers.reconcile import reconcile
 
 log = logging.getLogger(__name__)
 
 _AWAY_S = 0.5
-_SWEEP_S = 30.0
-_LEFTOVER_AFTER_S = 60.0
+_LAST_BEAT_S = 0.5
 
 
 class Supervisor:
@@ -32,28 +33,28 @@ class Supervisor:
         self._agent = agent
         self._ended = threading.Event()
         self._next_reconcile = 0.0
-        self._next_sweep = time.monotonic() + _SWEEP_S
+        self._next_sweep = time.monotonic() + agent.settings.sweep_s
         self._unknown: set[str] = set()
+        self._threads = [
+            threading.Thread(target=self._keep_up, args=(work,), name=name, daemon=True)
+            for name, work in (("heart", self._beat), ("duties", self._see_to_duties))
+        ]
         self.pulse = time.monotonic()
         """When the heart last tried to beat, for whoever watches it."""
 
     def start(self) -> None:
         """Begin, with a first beat."""
-        for name, work in (("heart", self._beat), ("duties", self._see_to_duties)):
-            threading.Thread(target=self._keep_up, args=(work,), name=name, daemon=True).start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End with the step under way."""
+        """End with the step under way. The heart ends first, so that no late beat brings the agent back."""
         self._ended.set()
+        self._threads[0].join(_LAST_BEAT_S)
 
     def _keep_up(self, work: Callable[[], None]) -> None:
         while not self._ended.is_set():
-            try:
-                work()
-            except TemporaryError as exc:
-                log.warning("%s", exc)
-            except Exception:
-                log.exception("the supervisor stumbled, and goes on")
+            _attempt(work)
             self._ended.wait(_AWAY_S)
 
     def _beat(self) -> None:
@@ -75,23 +76,30 @@ class Supervisor:
             pubsub.close()
 
     def _go_round(self) -> None:
+        """Do each duty once; one that fails keeps none of the others from being done."""
         agent = self._agent
-        for run_id, grace_s in agent.store.stops(list(agent.claims)).items():
-            agent.request_stop(run_id, grace_s)
-        agent.heed_wishes()
-        self._adopt_orphans()
-        agent.look_for_targets()
-        for queue in list(agent.silent):
-            self._listen_again(queue)
+        for duty in (
+            self._pass_on_stops,
+            agent.let_go_of_lost,
+            agent.heed_wishes,
+            self._adopt_orphans,
+            agent.targets.look_for_lost,
+            agent.listen_again,
+        ):
+            _attempt(duty)
         if time.monotonic() >= self._next_sweep:
-            self._next_sweep = time.monotonic() + _SWEEP_S
-            self.sweep()
-            self._archive()
+            self._next_sweep = time.monotonic() + agent.settings.sweep_s
+            _attempt(self.sweep)
+            _attempt(self._archive)
+
+    def _pass_on_stops(self) -> None:
+        for run_id, grace_s in self._agent.store.stops(list(self._agent.claims)).items():
+            self._agent.request_stop(run_id, grace_s)
 
     def _archive(self) -> None:
         agent = self._agent
         for queue in agent.resources:
-            with agent.store.turn(f"archive:{queue}", agent.id, for_s=_SWEEP_S) as mine:
+            with agent.store.turn(f"archive:{queue}", agent.id, for_s=agent.settings.sweep_s) as mine:
                 if mine:
                     older_than_s = agent.settings.retention_s
                     archive_old_runs(agent.store, agent.tools.artifacts, queue, older_than_s=older_than_s)
@@ -106,17 +114,17 @@ class Supervisor:
             pause = min(until, self._next_reconcile) - time.monotonic()
             if now >= until:
                 return
-            message = pubsub.get_message(ignore_subscribe_messages=True, timeout=max(0.001, min(pause, 1.0)))
-            if message:
-                self._act(*str(message["data"]).partition(" ")[::2])
+            said = pubsub.hear(max(0.001, min(pause, 1.0)))
+            if said:
+                what, _, name = said.partition(" ")
+                _attempt(self._act, what, name)
 
     def _act(self, what: str, name: str) -> None:
         agent = self._agent
         if what == "stop" and name in agent.claims:
-            for run_id, grace_s in agent.store.stops([name]).items():
-                agent.request_stop(run_id, grace_s)
+            self._pass_on_stops()
         elif what == "queue" and name in agent.silent:
-            self._listen_again(name)
+            agent.listen_again()
         elif what == "agent" and name == agent.id:
             agent.heed_wishes()
         elif what == "orphan":
@@ -125,21 +133,18 @@ class Supervisor:
             if released_by != agent.id:
                 self._adopt(run_id)
 
-    def _listen_again(self, queue: str) -> None:
-        if self._agent.store.gives_out(queue):
-            self._agent.listen_again(queue)
-
     def _reconcile(self) -> None:
         for queue in self._agent.resources:
-            self._agent.store.promote(queue)
-            reconcile(self._agent.store, self._agent.intake, queue, self._agent.id)
+            _attempt(self._reconcile_one, queue)
+
+    def _reconcile_one(self, queue: str) -> None:
+        self._agent.store.promote(queue)
+        reconcile(self._agent.store, self._agent.intake, queue, self._agent.id)
 
     # --- orphans and leftovers ----------------------------------------------------------------------------------------
 
     def _adopt_orphans(self) -> None:
         agent = self._agent
-        if agent.is_draining:
-            return
         living: set[str] | None = None
         unknown = set()
         for queue in agent.resources:
@@ -160,33 +165,52 @@ class Supervisor:
 
     def _adopt(self, run_id: str) -> None:
         try:
-            if not self._agent.is_draining:
-                self._agent.adopt(run_id)
+            self._agent.adopt(run_id)
         except NotFoundError:
             log.info("run %s: is no more", run_id)
 
     def sweep(self) -> None:
-        """Remove what ended runs of this installation have left at the targets."""
-        for runner in self._agent.runners.values():
-            try:
-                found = runner.find()
-            except LaunchError as exc:
-                log.info("target %s: not swept: %s", runner.name, exc)
-                continue
-            for name, handle in found.items():
-                run_id, _, attempt = name.removeprefix(f"launch-{self._agent.installation}-").rpartition("-")
-                if self._is_leftover(run_id, attempt):
-                    log.info("target %s: removing %s, whose run has ended", runner.name, name)
-                    runner.stop(handle, 0)
-                    runner.remove(handle)
+        """Remove what ended runs of this installation have left at the targets and in the launch home."""
+        for runner in self._agent.targets.runners():
+            _attempt(self._sweep_target, runner)
+        for path in (self._agent.settings.home / "logs").glob("*.jsonl"):
+            if self._is_over(run_of_log(path), archived=True):
+                path.unlink(missing_ok=True)
 
-    def _is_leftover(self, run_id: str, attempt: str) -> bool:
+    def _sweep_target(self, runner: Runner) -> None:
+        for name, handle in runner.find().items():
+            run_id, _, attempt = name.removeprefix(f"launch-{self._agent.tools.installation}-").rpartition("-")
+            if self._is_leftover(run_id, attempt, runner, handle):
+                log.info("target %s: removing %s, whose run has ended", runner.name, name)
+                runner.stop(handle, 0)
+                runner.remove(handle)
+
+    def _is_leftover(self, run_id: str, attempt: str, runner: Runner, handle: str) -> bool:
         agent = self._agent
         records = agent.store.records([run_id])
         if run_id in agent.claims or not agent.lease.is_valid:
             return False
-        if not records:
-            return True
-        ended_at = records[0].ended_at
-        is_old = attempt.isdigit() and int(attempt) < records[0].attempt
-        return is_old or (ended_at is not None and agent.store.now() - ended_at > _LEFTOVER_AFTER_S)
+        if records:
+            is_old = attempt.isdigit() and int(attempt) < records[0].attempt
+            return is_old or self._is_over(run_id)
+        # Nothing is known of its run: it may have ended long ago, or Redis may have lost what it knew. A job that runs
+        # is never ended on such a suspicion.
+        return runner.status([handle])[handle].is_final
+
+    def _is_over(self, run_id: str, *, archived: bool = False) -> bool:
+        """Whether a run ended a while ago; with ``archived``, its log being in the artifact store too."""
+        agent = self._agent
+        for record in agent.store.records([run_id]):
+            ended_at = record.ended_at
+            is_over = ended_at is not None and agent.store.now() - ended_at > agent.settings.leftover_s
+            return is_over and (record.log_archive is not None or not archived)
+        return False
+
+
+def _attempt(duty: Callable[..., None], *args: Any) -> None:
+    try:
+        duty(*args)
+    except TemporaryError as exc:
+        log.warning("%s", exc)
+    except Exception:
+        log.exception("the supervisor stumbled, and goes on")

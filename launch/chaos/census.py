@@ -15,9 +15,9 @@ from launch.chaos.world import World
 
 _ALLOWED_KEYS = re.compile(
     r"launch:(installation|seq|queues|server|agents|agent:[^:]+|queue:[^:]+|queue:[^:]+:finished|run:[^:]+(:.*)?)"
-    r"|_kombu\.binding.*"
+    r"|_kombu\.binding.*|unacked_mutex"
 )
-"""Settings and records; what messages, claims and duties leave behind must be gone."""
+"""Settings and records, and what Celery keeps for itself; what messages, claims and duties leave must be gone."""
 
 
 def leftovers(world: World) -> list[str]:
@@ -70,10 +70,10 @@ def _processes(folder: Path) -> Iterator[str]:
         if int(place.name) == os.getpid():
             continue
         with suppress(OSError):
-            words, cwd = (place / "cmdline").read_bytes(), os.fsencode(os.readlink(place / "cwd"))
-            if mark in words or mark in cwd or mark in (place / "environ").read_bytes():
-                if words:
-                    yield f"process {place.name} is left: {words.replace(bytes(1), b' ').decode(errors='replace')[:150]}"
+            words = (place / "cmdline").read_bytes()
+            said = [words, bytes((place / "cwd").readlink()), (place / "environ").read_bytes()]
+            if words and any(mark in text for text in said):
+                yield f"process {place.name} is left: {words.replace(bytes(1), b' ').decode(errors='replace')[:150]}"
 
 
 def _locks(home: Path) -> Iterator[str]:

@@ -19,7 +19,6 @@ import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from launch.errors import ConfigError, TemporaryError
@@ -49,6 +48,9 @@ class Engine:
 
     def start(self, *, live_restore: bool = False) -> None:
         """Nothing: it is there."""
+
+    def keep_alive(self) -> None:
+        """Nothing: it is somebody else's."""
 
     def end(self) -> None:
         """Nothing: it stays."""
@@ -136,22 +138,25 @@ class PrivateEngine(Engine):
         self.folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def is_up(self) -> bool:
-        """Whether its process lives."""
-        return self._process is not None and self._process.poll() is None
+    def keep_alive(self) -> None:
+        """Start it again if it ended by itself, as an init system would."""
+        if self._process is not None and self._process.poll() is not None:
+            self._start()
 
     def start(self, *, live_restore: bool = False) -> None:
         """Start it on what it had before; it answers a little later."""
-        config = self.folder / "daemon.json"
-        config.write_text(json.dumps({"live-restore": live_restore}))
+        (self.folder / "daemon.json").write_text(json.dumps({"live-restore": live_restore}))
+        self._start()
+
+    def _start(self) -> None:
         (self.folder / "docker.pid").unlink(missing_ok=True)
+        _forget_dead(self.folder / "exec" / "containerd" / "containerd.pid")
         options = {
             "host": self.host,
             "data-root": self.folder / "data",
             "exec-root": self.folder / "exec",
             "pidfile": self.folder / "docker.pid",
-            "config-file": config,
+            "config-file": self.folder / "daemon.json",
             "bridge": "none",
             "iptables": "false",
             "ip-forward": "false",
@@ -174,7 +179,8 @@ class PrivateEngine(Engine):
     def end(self) -> None:
         """End it and its containers."""
         self._end(signal.SIGTERM)
-        for mounted in sorted(self.folder.glob("exec/netns/*")):
+        # What a killed engine had mounted stays mounted; the innermost first.
+        for mounted in sorted(_mounts_below(self.folder), reverse=True):
             subprocess.run([_program("umount"), mounted], capture_output=True, check=False)
 
     def _end(self, number: int) -> None:
@@ -184,13 +190,17 @@ class PrivateEngine(Engine):
             self._process = None
 
 
-def why_no_private_engine() -> str | None:
-    """Return why this machine can have no engine for chaos alone, or none if it can."""
+def why_no_private_engine(*, beside_another: bool = False) -> str | None:
+    """Return why this machine can have no engine for chaos alone, or none if it can.
+
+    Args:
+        beside_another: whether one that runs here may lose its default bridge: dockerd removes it when it starts.
+    """
     if shutil.which("dockerd", path=_SEARCH) is None:
         return "dockerd is not installed"
     if os.geteuid() != 0:
         return "a Docker engine needs root"
-    if Path("/sys/class/net/docker0").exists():
+    if Path("/sys/class/net/docker0").exists() and not beside_another:
         return "this machine runs an engine whose bridge a second one would remove; name it in DOCKER_HOST"
     return None
 
@@ -200,6 +210,19 @@ def _program(name: str) -> str:
     if found is None:
         raise ConfigError(f"{name} is not installed")
     return found
+
+
+def _forget_dead(pidfile: Path) -> None:
+    """Delete the file of a process that has ended: one that nobody has waited for yet would be taken for alive."""
+    with suppress(OSError, ValueError):
+        stat = Path(f"/proc/{int(pidfile.read_text())}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX":
+            pidfile.unlink()
+
+
+def _mounts_below(folder: Path) -> list[str]:
+    places = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    return [place for place in places if place.startswith(f"{folder}/")]
 
 
 def _image_tar() -> bytes:

@@ -39,7 +39,7 @@ class Injector:
         self._load = load
         self._order = itertools.count()
         self._due: list[tuple[float, int, Callable[[], bool]]] = []
-        self._undo: list[tuple[float, int, Callable[[], object]]] = []
+        self._undo: list[tuple[float, int, Callable[[], None]]] = []
         self._armed: Counter[str] = Counter()
         self._dice = random.Random(world.options.seed + 2)  # noqa: S311
         self._redis_is_away = False
@@ -74,7 +74,7 @@ class Injector:
         for _ in range(len(self._due)):
             if not self._due or self._due[0][0] > now:
                 break
-            at_s, _, inject = heapq.heappop(self._due)
+            _, _, inject = heapq.heappop(self._due)
             if not inject():
                 heapq.heappush(self._due, (now + _AGAIN_S, next(self._order), inject))
         self._count_armed()
@@ -123,9 +123,13 @@ class Injector:
         self.note(f"{fault.kind}: {said}")
         return True
 
-    def _later(self, seconds: float, undo: Callable[[], object]) -> None:
+    def _later(self, seconds: float, note: str, undo: Callable[[], None]) -> None:
+        def undo_and_note() -> None:
+            undo()
+            self.note(note)
+
         at_s = time.monotonic() - self._began + seconds
-        heapq.heappush(self._undo, (at_s, next(self._order), undo))
+        heapq.heappush(self._undo, (at_s, next(self._order), undo_and_note))
 
     def _victim(self, luck: float) -> AgentProcess | None:
         with_worker = [agent for agent in self._world.agents if agent.worker is not None]
@@ -170,7 +174,7 @@ class Injector:
         pid = agent.freeze() if agent else None
         if agent is None or pid is None:
             return None
-        self._later(fault.lasts_s, lambda: (thaw(pid), self.note(f"continued: {agent.name}")))
+        self._later(fault.lasts_s, f"continued: {agent.name}", lambda: thaw(pid))
         return f"{agent.name} for {fault.lasts_s:g} s"
 
     def _restart_agent(self, fault: Fault) -> str | None:
@@ -185,7 +189,7 @@ class Injector:
             return None
         redis.kill()
         self._redis_is_away = True
-        self._later(fault.lasts_s, lambda: (redis.start(), self._redis_is_back("Redis started")))
+        self._later(fault.lasts_s, "Redis started", lambda: self._bring_redis_back(redis.start))
         return f"for {fault.lasts_s:g} s"
 
     def _freeze_redis(self, fault: Fault) -> str | None:
@@ -194,12 +198,12 @@ class Injector:
             return None
         redis.freeze()
         self._redis_is_away = True
-        self._later(fault.lasts_s, lambda: (redis.thaw(), self._redis_is_back("Redis continued")))
+        self._later(fault.lasts_s, "Redis continued", lambda: self._bring_redis_back(redis.thaw))
         return f"for {fault.lasts_s:g} s"
 
-    def _redis_is_back(self, note: str) -> None:
+    def _bring_redis_back(self, how: Callable[[], None]) -> None:
+        how()
         self._redis_is_away = False
-        self.note(note)
 
     def _cut_connections(self, fault: Fault) -> str | None:  # noqa: ARG002
         cut = 0
@@ -235,9 +239,7 @@ class Injector:
             return None
         engine.kill()
         live_restore = fault.luck < 0.5
-        self._later(
-            fault.lasts_s, lambda: (engine.start(live_restore=live_restore), self.note("Docker engine started"))
-        )
+        self._later(fault.lasts_s, "Docker engine started", lambda: engine.start(live_restore=live_restore))
         return f"for {fault.lasts_s:g} s, then {'with' if live_restore else 'without'} live-restore"
 
     def _kill_job(self, fault: Fault) -> str | None:
@@ -271,7 +273,7 @@ class Injector:
     def _fill_disk(self, fault: Fault) -> str | None:
         if not self._world.fill_store():
             return None
-        self._later(fault.lasts_s, lambda: (self._world.free_store(), self.note("artifact store freed")))
+        self._later(fault.lasts_s, "artifact store freed", self._world.free_store)
         return f"for {fault.lasts_s:g} s"
 
     def _stop_run(self, fault: Fault) -> str | None:

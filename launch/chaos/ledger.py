@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 ENV_LEDGER = "CHAOS_LEDGER"
 
-# Nothing but the shell's own words and `sleep`: it runs in an image that holds no more than these. The attempt is in the
-# environment that the agent gives every tracked job.
+# Nothing but the shell's own words and `sleep`: it runs in an image that holds no more than these. The attempt is in
+# the environment that the agent gives every tracked job.
 JOB_SCRIPT = """\
 run=${WANDB_LAUNCH_TRACE_ID%-*} attempt=${WANDB_LAUNCH_TRACE_ID##*-}
 note() { read now rest < /proc/uptime; echo "$1 $run $attempt $$ $now" >> "$CHAOS_LEDGER"; }

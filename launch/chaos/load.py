@@ -9,6 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
 from launch.broker import TASK_NAME, celery_queue, make_app
 from launch.chaos.ledger import JOB_SCRIPT
 from launch.chaos.world import QueuePlan, World
@@ -127,7 +130,7 @@ class Load:
             try:
                 enqueue()
                 return
-            except (TemporaryError, OSError, *_celery_errors()):
+            except (TemporaryError, OSError, RedisError, OperationalError):
                 time.sleep(_RETRY_S)
 
     def _wait_for_room(self) -> None:
@@ -139,10 +142,3 @@ class Load:
                 continue
             if sum(count.waiting for count in counts.values()) < _BACKLOG:
                 return
-
-
-def _celery_errors() -> tuple[type[Exception], ...]:
-    from kombu.exceptions import OperationalError
-    from redis.exceptions import RedisError
-
-    return (OperationalError, RedisError)

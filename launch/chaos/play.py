@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from launch.chaos.census import leftovers, leftovers_without_agents
@@ -17,7 +17,7 @@ from launch.chaos.story import story
 from launch.chaos.verdict import Breach, Evidence, judge
 from launch.chaos.world import World
 from launch.errors import LaunchError, TemporaryError
-from launch.models import RunRecord
+from launch.models import RunRecord, RunState
 from launch.records import RunEvent
 
 Say = Callable[[str], None]
@@ -28,7 +28,11 @@ _START_S = 60.0
 _STILL_S = 150.0
 """How long nothing may change before what is left is taken for stuck: an agent sweeps its target every 30 s, and leaves
 what a run has left for 60 s to whoever ended the run."""
+_KEYS_STILL_S = 45.0
+"""The same when nothing but keys is left, which are seen to within seconds."""
 _MOST_STORIES = 5
+_PACE = 0.5
+"""Of the time that faults are spread over, the part in which all runs would be enqueued if Redis were never away."""
 
 
 @dataclass
@@ -56,7 +60,7 @@ def play(world: World, say: Say) -> Outcome:
     began = time.monotonic()
     outcome = Outcome(world.options)
     _start_agents(world, say)
-    load = Load(world, world.options.seconds / max(1, world.options.runs))
+    load = Load(world, _PACE * world.options.seconds / world.options.runs)
     injector = Injector(world, load, schedule(world.options))
     _hurt(world, load, injector, say)
     breaches = _settle(world, load, say)
@@ -87,8 +91,7 @@ def _start_agents(world: World, say: Say) -> None:
 
 
 def _tick(world: World) -> None:
-    for agent in world.agents:
-        agent.keep_alive()
+    world.keep_alive()
     time.sleep(_TICK_S)
 
 
@@ -123,7 +126,8 @@ def _settle(world: World, load: Load, say: Say) -> list[Breach]:
     while before:
         _tick(world)
         now = time.monotonic()
-        if now - changed > _STILL_S:
+        only_keys = all(what.startswith("key ") for what in before)
+        if now - changed > (_KEYS_STILL_S if only_keys else _STILL_S):
             return [Breach("nothing is left over", None, what) for what in before]
         try:
             found = leftovers(world)
@@ -149,7 +153,20 @@ def _evidence(world: World, load: Load) -> Evidence:
         events=events,
         ledger=_read_ledger(world),
         limits={queue.name: queue.max_concurrent for queue in world.queues if queue.max_concurrent},
+        logs=_logs(world, load, records),
     )
+
+
+def _logs(world: World, load: Load, records: Mapping[str, RunRecord]) -> dict[str, tuple[Sequence[str], Sequence[str]]]:
+    """Return what finished jobs wrote and what their logs hold; where the store was full, all attempts are in one."""
+    found: dict[str, tuple[Sequence[str], Sequence[str]]] = {}
+    for run_id, wanted in load.known.acknowledged.items():
+        record = records.get(run_id)
+        if record is None or record.state is not RunState.FINISHED or (record.attempt > 1 and not record.log_archive):
+            continue
+        lines = [line.text for line in world.client.run(run_id).log_lines() if line.stream == "stdout"]
+        found[run_id] = ([f"line {number + 1}" for number in range(wanted.lines)], lines)
+    return found
 
 
 def _read_ledger(world: World) -> list[Entry]:

@@ -83,6 +83,5 @@ def _unended(world: World) -> list[Breach]:
 
 
 def _tick(world: World) -> None:
-    for agent in world.agents:
-        agent.keep_alive()
+    world.keep_alive()
     time.sleep(0.1)

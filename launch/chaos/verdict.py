@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from launch.chaos.ledger import Entry
@@ -41,11 +41,13 @@ class Evidence:
     ledger: Sequence[Entry]
     limits: Mapping[str, int]
     """``{queue: max_concurrent}`` of those that have one."""
+    logs: Mapping[str, tuple[Sequence[str], Sequence[str]]] = field(default_factory=dict)
+    """``{run id: (lines its job wrote, lines of its log)}`` of finished runs."""
 
 
 def judge(evidence: Evidence) -> list[Breach]:
     """Return every breach."""
-    checks = (_every_run_is_there, _ends, _causes, _starts, _starts_of_ended, _order, _limits)
+    checks = (_every_run_is_there, _ends, _causes, _starts, _starts_of_ended, _order, _limits, _logs)
     return [breach for check in checks for breach in check(evidence)]
 
 
@@ -109,18 +111,25 @@ class _Span(NamedTuple):
 
 
 def waiting_spans(record: RunRecord, events: Iterable[RunEvent]) -> list[_Span]:
-    """Return when a run waited in its queue: from enqueueing or return to its claim or end."""
-    spans, since = [], record.created_at
-    is_waiting = True
+    """Return when a run surely waited in its queue: from enqueueing or return to its claim or end.
+
+    A run that pauses before a retry is not waiting in line at first, and no event says when it is again.
+    """
+    spans: list[_Span] = []
+    since: float | None = record.created_at
+    attempt = 0
     for event in events:
-        if is_waiting and event.state is not RunState.QUEUED:
-            spans.append(_Span(record.id, since, event.at))
-            is_waiting = False
-        elif not is_waiting and event.state is RunState.QUEUED:
-            since, is_waiting = event.at, True
-    if is_waiting:
-        spans.append(_Span(record.id, since, float("inf")))
-    return spans
+        if event.state is not RunState.QUEUED:
+            spans += [_Span(record.id, since, event.at)] if since is not None else []
+            since, attempt = None, event.attempt
+        elif since is None and not (_is_retry(event, attempt) and record.spec.retry.backoff_s > 0):
+            since = event.at
+    return spans if since is None else [*spans, _Span(record.id, since, float("inf"))]
+
+
+def _is_retry(event: RunEvent, attempt: int) -> bool:
+    """Whether a run came back because its attempt failed; one whose target was away gets its attempt back."""
+    return event.attempt == attempt
 
 
 def _claims(events: Iterable[RunEvent]) -> list[float]:
@@ -179,3 +188,9 @@ def _limits(evidence: Evidence) -> Iterator[Breach]:
             active += step
             if active > limit and step > 0:
                 yield Breach("limits hold", run_id, f"was claimed as number {active} of queue {queue}, limit {limit}")
+
+
+def _logs(evidence: Evidence) -> Iterator[Breach]:
+    for run_id, (written, logged) in evidence.logs.items():
+        if list(written) != list(logged):
+            yield Breach("logs have no gap and no repeat", run_id, f"wrote {list(written)}, its log has {list(logged)}")

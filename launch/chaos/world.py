@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.chaos.agents import AgentProcess
@@ -25,6 +26,8 @@ from launch.chaos.plan import ChaosOptions
 from launch.chaos.redis_server import RedisServer
 from launch.client import Client
 from launch.errors import LaunchError
+from launch.models import RetryPolicy, RetryRule
+from launch.queue_spec import queue_spec
 from launch.settings import read_settings
 from launch.store import RunStore
 
@@ -47,14 +50,21 @@ class QueuePlan:
     resource: str
     priorities: bool = False
     max_concurrent: int | None = None
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
 
+
+_AT_ONCE = RetryPolicy(host_lost=RetryRule(times=2), error=RetryRule(times=1), backoff_s=0.0)
+_AFTER_A_PAUSE = RetryPolicy(host_lost=RetryRule(times=2), error=RetryRule(times=1), backoff_s=1.5)
 
 PROCESS_QUEUES = (
     QueuePlan("fifo", "process"),
-    QueuePlan("classes", "process", priorities=True),
+    QueuePlan("classes", "process", priorities=True, retry=_AT_ONCE),
     QueuePlan("narrow", "process", max_concurrent=3),
 )
-DOCKER_QUEUES = (QueuePlan("boxes", "docker", priorities=True), QueuePlan("few-boxes", "docker", max_concurrent=2))
+DOCKER_QUEUES = (
+    QueuePlan("boxes", "docker", priorities=True, retry=_AT_ONCE),
+    QueuePlan("few-boxes", "docker", max_concurrent=2, retry=_AFTER_A_PAUSE),
+)
 
 AGENTS = {
     "ada": (("fifo", "classes"), 3),
@@ -137,18 +147,27 @@ class World:
                 "network": "host",
                 "pull": "never",
             }
-        self.client.create_queue(
+        spec = queue_spec(
             queue.name,
-            resource=queue.resource,
+            queue.resource,
             config=config,
+            overrides="safe",
             priorities=queue.priorities,
             max_concurrent=queue.max_concurrent,
         )
+        self.store.create_queue(spec.model_copy(update={"retry": queue.retry}))
 
     @property
     def image(self) -> str:
         """What container jobs run in."""
         return IMAGE
+
+    def keep_alive(self) -> None:
+        """Start again what has ended by itself or been killed: agents, and the Docker engine."""
+        for agent in self.agents:
+            agent.keep_alive()
+        if self.engine is not None:
+            self.engine.keep_alive()
 
     def fill_store(self) -> bool:
         """Leave no byte free in the artifact store; false where it is no file system of its own."""
@@ -183,14 +202,15 @@ class World:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def find_engine(folder: Path, environ: dict[str, str]) -> tuple[Engine | None, str]:
+def find_engine(folder: Path, environ: Mapping[str, str], *, private: bool = False) -> tuple[Engine | None, str]:
     """Return the engine for a world and a sentence on which it is; none with the reason.
 
     Args:
         folder: where a private one may live.
         environ: ``DOCKER_HOST`` names an existing one, which is never killed.
+        private: start a private one even if this machine runs another.
     """
-    if environ.get("DOCKER_HOST"):
+    if environ.get("DOCKER_HOST") and not private:
         try:
             engine = Engine(environ["DOCKER_HOST"])
         except LaunchError as exc:
@@ -198,7 +218,7 @@ def find_engine(folder: Path, environ: dict[str, str]) -> tuple[Engine | None, s
         if not engine.answers():
             return None, f"the Docker engine at {engine.host} does not answer"
         return engine, f"Docker engine at {engine.host}, which is not ours to kill"
-    reason = why_no_private_engine()
+    reason = why_no_private_engine(beside_another=private)
     if reason is not None:
         return None, reason
     return PrivateEngine(folder / "docker"), "a Docker engine of its own"
@@ -208,5 +228,5 @@ def _mount_small(folder: Path) -> bool:
     """Put a small file system there, so that it can be full; false where that is not allowed."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         return False
-    words = ["mount", "-t", "tmpfs", "-o", f"size={_STORE_BYTES},mode=0700", "openlaunch-chaos", folder]
+    words = ["mount", "-t", "tmpfs", "-o", f"size={_STORE_BYTES},mode=0700", "openlaunch-chaos", str(folder)]
     return subprocess.run(words, capture_output=True, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""``launch agents``, and the server's process."""
+"""``launch agents``, ``agents set`` and ``drain``, and the server's process."""
 
 from __future__ import annotations
 
@@ -7,13 +7,38 @@ import click
 from launch.cli.options import as_json_option, client
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @as_json_option
 def agents(as_json: bool) -> None:
-    """List the agents that have been seen, the living first."""
+    """List the agents that have been seen, the living first; or change one that lives."""
+    if click.get_current_context().invoked_subcommand is None:
+        _list(as_json)
+
+
+@agents.command("set")
+@click.argument("name")
+@click.option("-j", "--max-jobs", required=True, type=click.IntRange(1, 1000), help="How many runs at once.")
+def set_(name: str, max_jobs: int) -> None:
+    """Let the agent NAME (or id) carry another number of runs at once, until it ends."""
+    for agent in client().set_max_jobs(name, max_jobs):
+        more = f"; the {len(agent.runs)} it has go on" if len(agent.runs) > max_jobs else ""
+        click.echo(f"agent {agent.name} ({agent.host}:{agent.pid}) carries up to {max_jobs} from now on{more}")
+
+
+@agents.command()
+@click.argument("name")
+def drain(name: str) -> None:
+    """Let the agent NAME (or id) take no more runs, and end when those in hand have."""
+    for agent in client().drain(name):
+        left = f"ends when its {len(agent.runs)} run(s) have: {' '.join(agent.runs)}" if agent.runs else "ends now"
+        click.echo(f"agent {agent.name} ({agent.host}:{agent.pid}) takes no more runs, and {left}")
+
+
+def _list(as_json: bool) -> None:
     from dataclasses import asdict
 
-    from launch.cli.output import ago, print_json, print_table
+    from launch.cli.output import print_json, print_table
+    from launch.durations import ago
 
     made = client()
     found = made.agents()

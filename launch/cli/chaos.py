@@ -23,6 +23,9 @@ FAILED = 1
 @click.option("--minutes", type=float, help="How long faults are spread over; none: as long as the counts need.")
 @click.option("--no-docker", is_flag=True, help="Leave containers out.")
 @click.option(
+    "--private-docker", is_flag=True, help="Start a Docker engine even beside another, which loses its default bridge."
+)
+@click.option(
     "--fsync",
     type=click.Choice(["always", "everysec"]),
     default="always",
@@ -31,14 +34,14 @@ FAILED = 1
 )
 @click.option("--keep", is_flag=True, help="Keep the world's folder, with all logs; a breach keeps it too.")
 @as_json_option
-def chaos(no_docker: bool, keep: bool, as_json: bool, **counts: object) -> None:
+def chaos(no_docker: bool, private_docker: bool, keep: bool, as_json: bool, **counts: object) -> None:
     """Kill everything again and again under real runs, and check that nothing is lost, doubled or reordered.
 
     Starts a Redis, agents and, where it can, a Docker engine of its own in a temporary folder; nothing of yours is
     touched. Ends with a table, and exit code 1 if a promise was broken.
     """
-    from launch.chaos.play import play
     from launch.chaos.plan import ChaosOptions
+    from launch.chaos.play import play
     from launch.chaos.report import as_json as outcome_as_json
     from launch.chaos.world import World, find_engine
     from launch.cli.output import print_json
@@ -53,7 +56,7 @@ def chaos(no_docker: bool, keep: bool, as_json: bool, **counts: object) -> None:
     folder = Path(tempfile.mkdtemp(prefix="launch-chaos-"))
     engine = None
     if options.docker:
-        engine, which = find_engine(folder, dict(os.environ))
+        engine, which = find_engine(folder, os.environ, private=private_docker)
         say(f"containers: {which}" if engine else f"no containers: {which}")
     world = World(folder, options, engine)
     is_kept = True

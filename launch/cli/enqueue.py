@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from launch.cli.options import PRIORITIES, TRACKINGS, as_json_option, client, read_config, read_mapping
+from launch.cli.options import (
+    DURATION,
+    PRIORITIES,
+    TRACKINGS,
+    as_json_option,
+    client,
+    read_config,
+    read_mapping,
+    warn_of_broker,
+)
 from launch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +52,11 @@ def _launch_options(function: Function) -> Function:
             "--tracking",
             type=click.Choice(TRACKINGS),
             help="Whether the run must call wandb.init to count as finished.",
+        ),
+        click.option(
+            "--run-limit",
+            type=DURATION,
+            help="How long it may take at its target: 90s, 30m, 2h; no longer than the queue allows.",
         ),
     ]
     for option in reversed(options):
@@ -136,6 +150,7 @@ def _print_plan(made: Client, request: dict[str, Any]) -> None:
 def _enqueue(made: Client, request: dict[str, Any], *, follow: bool, as_json: bool) -> None:
     from launch.cli.output import one_line, print_json, run_as_json
 
+    warn_of_broker(made.store)
     run = made.enqueue(**request)
     position = made.store.position(run.id)
     if not as_json:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.cli.output import duration, flat, metric, one_line, own_metrics, print_facts, styled_state
+from launch.cli.output import flat, metric, one_line, own_metrics, print_facts, styled_state
+from launch.durations import duration
 
 if TYPE_CHECKING:
     from launch.models import RunRecord

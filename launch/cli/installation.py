@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.cli.options import as_json_option, client
+from launch.cli.options import as_json_option, client, warn_of_broker
 from launch.errors import ConflictError, TemporaryError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def up(queue: tuple[str, ...], max_jobs: int | None, foreground: bool) -> None:
     """Start what is missing here: broker, server, agent."""
     local = _local()
     url = local.up(click.echo, queues=queue or ("local",), max_jobs=max_jobs)
+    warn_of_broker(client().store)
     click.echo(f"{click.style('ready', fg='green', bold=True)}: {local.settings.home} (broker: {_masked(url)})")
     if foreground:
         _stay(local)

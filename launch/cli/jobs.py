@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.cli.options import TRACKINGS, as_json_option, client
+from launch.cli.options import TRACKINGS, as_json_option, client, read_mapping
 
 if TYPE_CHECKING:
     from launch.models import JobVersion
 
 _ALIAS_HELP = "Another name of this version; repeatable."
+_RETRY_HELP = (
+    "When a failed attempt is followed by another, instead of what the queue says: "
+    '{"preempted": 5, "oom": {"times": 1, "memory": "x1.5"}, "error": 2}.'
+)
 _TRACKING_HELP = "Whether its runs must call wandb.init to count as finished."
 
 
@@ -39,10 +43,12 @@ def create() -> None:
     help="Read instead of PATH's requirements.txt.",
 )
 @click.option("--tracking", type=click.Choice(TRACKINGS), default="required", show_default=True, help=_TRACKING_HELP)
+@click.option("--retry", metavar="JSON", help=_RETRY_HELP)
 @as_json_option
-def code(path: Path, name: str, entrypoint: str | None, alias: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def code(name: str, alias: tuple[str, ...], retry: str | None, as_json: bool, **options: Any) -> None:
     """Take a snapshot of the directory PATH."""
-    _print_version(client().create_job(name, path=path, entrypoint=entrypoint, aliases=alias, **options), as_json)
+    policy = read_mapping(retry, option="--retry")
+    _print_version(client().create_job(name, aliases=alias, retry=policy, **options), as_json)
 
 
 @create.command()
@@ -51,11 +57,12 @@ def code(path: Path, name: str, entrypoint: str | None, alias: tuple[str, ...], 
 @click.option("-E", "--entrypoint", help="What to run in the image; default: its own command.")
 @click.option("-a", "--alias", multiple=True, help=_ALIAS_HELP)
 @click.option("--tracking", type=click.Choice(TRACKINGS), default="required", show_default=True, help=_TRACKING_HELP)
+@click.option("--retry", metavar="JSON", help=_RETRY_HELP)
 @as_json_option
-def image(image: str, name: str, entrypoint: str | None, alias: tuple[str, ...], tracking: str, as_json: bool) -> None:
+def image(name: str, alias: tuple[str, ...], retry: str | None, as_json: bool, **options: Any) -> None:
     """Name the container image IMAGE, which holds everything."""
-    made = client().create_job(name, image=image, entrypoint=entrypoint, aliases=alias, tracking=tracking)
-    _print_version(made, as_json)
+    policy = read_mapping(retry, option="--retry")
+    _print_version(client().create_job(name, aliases=alias, retry=policy, **options), as_json)
 
 
 def _print_version(version: JobVersion, as_json: bool) -> None:
@@ -72,7 +79,8 @@ def _print_version(version: JobVersion, as_json: bool) -> None:
 @as_json_option
 def list_jobs(as_json: bool) -> None:
     """List the jobs, with the latest version of each."""
-    from launch.cli.output import ago, print_json, print_table
+    from launch.cli.output import print_json, print_table
+    from launch.durations import ago
 
     made = client()
     versions = made.jobs()
@@ -101,7 +109,8 @@ def list_jobs(as_json: bool) -> None:
 @as_json_option
 def show(job: str, as_json: bool) -> None:
     """Show a job: digits, digits:v3, digits:best."""
-    from launch.cli.output import ago, print_facts, print_json
+    from launch.cli.output import print_facts, print_json, retry_lines
+    from launch.durations import ago
 
     made = client()
     version = made.registry.get(job)
@@ -120,6 +129,7 @@ def show(job: str, as_json: bool) -> None:
             "python": version.job.python_version,
             "requirements": "yes" if version.job.requirements else None,
             "tracking": version.job.tracking,
+            "retry": "\n".join(retry_lines(version.job.retry)) or "never" if version.job.retry else "as the queue says",
             "made": ago(made.store.now() - version.created_at),
             "versions": ", ".join(f"v{number}" for number in versions),
             "aliases": ", ".join(f"{alias} = v{number}" for alias, number in aliases.items()),

@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from launch.durations import parse_duration
 from launch.errors import ConfigError
 
 if TYPE_CHECKING:
     from launch.client import Client
+    from launch.store import RunStore
+
+    _ParamType = click.ParamType[float]
+else:
+    _ParamType = click.ParamType  # generic in newer versions of click only
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -23,6 +29,35 @@ TRACKINGS = ("required", "optional")
 def as_json_option(function: Function) -> Function:
     """Add ``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+
+
+class DurationType(_ParamType):
+    """A time span: ``90s``, ``30m``, ``2h``, ``7d``; the value is seconds. Where it may be ``none``, that is -1."""
+
+    name = "time span"
+
+    def __init__(self, *, or_none: bool = False) -> None:
+        self._or_none = or_none
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ARG002
+        """Return the value in seconds."""
+        if self._or_none and value in ("none", NONE):
+            return NONE
+        return parse_duration(value, where=param.opts[-1] if param is not None else "time span")
+
+
+NONE = -1.0
+"""What an option has been given when it says ``none``."""
+DURATION = DurationType()
+DURATION_OR_NONE = DurationType(or_none=True)
+
+
+def warn_of_broker(store: RunStore) -> None:
+    """Say on stderr what makes this Redis break a promise, for whoever begins to rely on it."""
+    from launch.broker_health import broker_warnings
+
+    for text in broker_warnings(store):
+        click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {text}", err=True)
 
 
 def client() -> Client:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from launch.models import RunRecord, RunState
+    from launch.models import RetryPolicy, RunRecord, RunState
 
 _COLOURS = {
     "queued": "yellow",
@@ -70,25 +70,6 @@ def styled_state(state: RunState | str) -> str:
     return click.style(str(state), fg=_COLOURS.get(str(state)), bold=True)
 
 
-def duration(seconds: float | None) -> str:
-    """Return a time span for people: ``0.4 s``, ``12 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
-    if seconds is None:
-        return ""
-    if seconds < 10:
-        return f"{max(seconds, 0.0):.1f} s"
-    whole = round(seconds)
-    for unit, size, below, below_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            rest = whole % size // below_size
-            return f"{whole // size} {unit}" + (f" {rest} {below}" if rest else "")
-    return f"{whole} s"
-
-
-def ago(seconds: float) -> str:
-    """Return how long ago something was, for people."""
-    return f"{duration(seconds)} ago"
-
-
 def metric(value: object) -> str:
     """Return a metric's value for people: six significant digits."""
     if isinstance(value, bool) or not isinstance(value, float):
@@ -112,6 +93,19 @@ def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return result
 
 
+def retry_lines(policy: RetryPolicy) -> list[str]:
+    """Return a retry policy for people: a line for each cause that is followed by another attempt."""
+    from launch.queue_file import shown_retry
+
+    lines = []
+    for cause, rule in shown_retry(policy).items():
+        times, memory = (rule["times"], rule["memory"]) if isinstance(rule, dict) else (rule, None)
+        if cause in ("backoff_s", "max_backoff_s") or not times:
+            continue
+        lines.append(f"{cause}: {times} time{'s' if times > 1 else ''}{f', memory {memory}' if memory else ''}")
+    return lines
+
+
 def run_seconds(record: RunRecord, now: float) -> float | None:
     """Return how long a run has been at work, from its claim on; none if it has not begun."""
     if record.claimed_at is None:
@@ -121,6 +115,8 @@ def run_seconds(record: RunRecord, now: float) -> float | None:
 
 def run_as_json(record: RunRecord, position: int | None = None) -> dict[str, Any]:
     """Return a run for programs; the keys are part of the command line's interface."""
+    from launch.queue_file import shown_limits, shown_retry
+
     spec = record.spec
     return {
         "id": record.id,
@@ -139,6 +135,12 @@ def run_as_json(record: RunRecord, position: int | None = None) -> dict[str, Any
         "priority": spec.priority.label,
         "position": position,
         "attempt": record.attempt,
+        "attempts": [attempt.model_dump(mode="json") for attempt in record.attempts],
+        "rerun_of": spec.rerun_of,
+        "retry": shown_retry(spec.retry),
+        "limits": shown_limits(spec.limits),
+        "held_by": record.held_by,
+        "due_at": record.due_at,
         "agent": record.agent,
         "handle": record.handle,
         "note": record.note,

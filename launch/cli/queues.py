@@ -1,4 +1,4 @@
-"""``launch queue create | list | show | pause | resume``."""
+"""``launch queue list | show | pause | resume | delete | move``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.cli.options import as_json_option, client, read_mapping
+from launch.cli.options import as_json_option, client
+from launch.cli.queue_settings import apply, create, shown, update
+from launch.errors import ConfigError
 
 if TYPE_CHECKING:
     from launch.client import Client
@@ -21,46 +23,8 @@ def queue() -> None:
     """
 
 
-@queue.command()
-@click.argument("name")
-@click.option("-r", "--resource", required=True, help="The target resource: process, docker or another runner's name.")
-@click.option("-c", "--config", metavar="JSON", help="Default resource config: a JSON object, or a JSON or YAML file.")
-@click.option(
-    "--overrides",
-    default="safe",
-    show_default=True,
-    metavar="RULE",
-    help="Which keys of it a launch may override: safe, all, none, or the keys, with commas between.",
-)
-@click.option("--priorities", is_flag=True, help="Accept the priorities critical, high and low besides medium.")
-@click.option("--max-concurrent", type=int, metavar="N", help="The most runs at once, over all agents.")
-@as_json_option
-def create(
-    name: str,
-    resource: str,
-    config: str | None,
-    overrides: str,
-    priorities: bool,
-    max_concurrent: int | None,
-    as_json: bool,
-) -> None:
-    """Make the queue NAME; making the same one again changes nothing."""
-    from launch.cli.output import print_json
-
-    rule = overrides if overrides in ("safe", "all", "none") else [key.strip() for key in overrides.split(",")]
-    made = client().create_queue(
-        name,
-        resource=resource,
-        config=read_mapping(config, option="--config"),
-        overrides=rule,
-        priorities=priorities,
-        max_concurrent=max_concurrent,
-    )
-    if as_json:
-        print_json(made.model_dump(mode="json"))
-        return
-    click.echo(f"queue {made.name} (resource: {made.resource}) is ready")
-    click.echo(f"To serve it: `launch agent -q {made.name}`, to use it: `launch enqueue JOB -q {made.name}`")
+for command in (create, update, apply):
+    queue.add_command(command)
 
 
 @queue.command("list")
@@ -90,10 +54,12 @@ def list_queues(as_json: bool) -> None:
 @as_json_option
 def show(name: str, as_json: bool) -> None:
     """Show the settings of the queue NAME, and what waits and works in it."""
-    from launch.cli.output import flat, metric, print_facts, print_json
+    from launch.cli.output import flat, metric, print_facts, print_json, retry_lines
+    from launch.queue_file import shown_limits
 
     made = client()
-    (row,) = _described(made, made.store.queue(name))
+    spec = made.store.queue(name)
+    (row,) = _described(made, spec)
     if as_json:
         print_json(row)
         return
@@ -107,6 +73,8 @@ def show(name: str, as_json: bool) -> None:
             "overrides": overrides if isinstance(overrides, str) else ", ".join(overrides),
             "priorities": "critical, high, medium, low" if row["priorities"] else "none: first in, first out",
             "at once": row["max_concurrent"] or "no limit",
+            "retry": "\n".join(retry_lines(spec.retry)) or "never",
+            **{key.replace("_", " "): shown(key, value) for key, value in shown_limits(spec.limits).items()},
             "waiting": f"{row['waiting']}",
             "held": row["held"] or None,
             "delayed": row["delayed"] or None,
@@ -153,3 +121,25 @@ def resume(name: str) -> None:
     """Let the paused queue NAME give out runs again."""
     client().store.set_paused(name, False)
     click.echo(f"queue {name} goes on")
+
+
+@queue.command()
+@click.argument("name")
+def delete(name: str) -> None:
+    """Delete the queue NAME, which must hold no runs; those that have ended stay."""
+    client().delete_queue(name)
+    click.echo(f"queue {name} is deleted")
+
+
+@queue.command()
+@click.argument("run")
+@click.option("--first", is_flag=True, help="To the front.")
+@click.option("--before", metavar="RUN", help="Before this one.")
+def move(run: str, first: bool, before: str | None) -> None:
+    """Move the waiting RUN to another place among those of its priority."""
+    if first == (before is not None):
+        raise ConfigError("give one of --first and --before RUN")
+    made = client()
+    made.move(run, before=before)
+    position = made.store.position(run)
+    click.echo(f"run {run} has place {position}" if position is not None else f"run {run} has begun meanwhile")

@@ -1,4 +1,4 @@
-"""``launch runs``, ``show``, ``logs`` and ``stop``."""
+"""``launch runs``, ``show`` and ``logs``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launch.cli.options import as_json_option, client
 
 if TYPE_CHECKING:
     from launch.client import Client
-    from launch.models import RunRecord
+    from launch.models import AttemptRecord, RunRecord
 
 STATES = ("queued", "building", "starting", "running", "finished", "failed", "stopped", "crashed")
 
@@ -23,16 +23,9 @@ STATES = ("queued", "building", "starting", "running", "finished", "failed", "st
 @as_json_option
 def runs(queue: str | None, state: tuple[str, ...], limit: int, as_json: bool) -> None:
     """List runs, the newest first."""
-    from launch.cli.output import (
-        ago,
-        duration,
-        one_line,
-        print_json,
-        print_table,
-        run_as_json,
-        run_seconds,
-        styled_state,
-    )
+    from launch.cli.output import one_line, print_json, print_table, run_as_json, run_seconds, styled_state
+    from launch.durations import ago, duration
+    from launch.situation import reasons
 
     made = client()
     records = [run.record for run in made.runs(queue, state or None, limit)]
@@ -43,6 +36,7 @@ def runs(queue: str | None, state: tuple[str, ...], limit: int, as_json: bool) -
         click.echo("no runs" if queue or state else "no runs yet: `launch run PATH` starts one")
         return
     now = made.store.now()
+    waiting = reasons(made.store, records, dead_after_s=made.settings.dead_after_s)
     rows = [
         (
             record.id,
@@ -50,12 +44,14 @@ def runs(queue: str | None, state: tuple[str, ...], limit: int, as_json: bool) -
             record.spec.queue,
             one_line(record.spec.title),
             one_line(record.spec.name or "", 30),
-            duration(run_seconds(record, now)),
+            "" if record.state == "queued" else duration(run_seconds(record, now)),
             ago(now - record.created_at),
+            *([one_line(waiting[record.id].short, 40) if record.id in waiting else ""] if waiting else []),
         )
         for record in records
     ]
-    print_table(("run", "state", "queue", "job", "name", "took", "enqueued"), rows)
+    headers = ("run", "state", "queue", "job", "name", "took", "enqueued", *(["waits for"] if waiting else []))
+    print_table(headers, rows)
 
 
 @click.command()
@@ -82,16 +78,18 @@ def show(run: str, with_config: bool, as_json: bool) -> None:
 
 def _print_run(record: RunRecord, position: int | None, now: float) -> None:
     from launch.cli.output import (
-        ago,
-        duration,
         flat,
         metric,
         one_line,
         own_metrics,
         print_facts,
+        retry_lines,
         run_seconds,
         styled_state,
     )
+    from launch.cli.queue_settings import shown
+    from launch.durations import ago, duration
+    from launch.queue_file import shown_limits
 
     spec, cause = record.spec, record.cause
     metrics = flat(own_metrics(record.summary))
@@ -110,6 +108,15 @@ def _print_run(record: RunRecord, position: int | None, now: float) -> None:
             "project": f"{spec.entity}/{spec.project}",
             "priority": spec.priority.label if spec.priority.label != "medium" else None,
             "attempt": record.attempt or None,
+            "before": "\n".join(_attempt_line(record.id, attempt) for attempt in record.attempts),
+            "retry": "\n".join(retry_lines(spec.retry)),
+            "limits": ", ".join(
+                f"{key.replace('_', ' ')} {shown(key, value)}"
+                for key, value in shown_limits(spec.limits).items()
+                if value is not None
+            ),
+            "held": f"by {record.held_by}" if record.held_by else None,
+            "rerun of": spec.rerun_of,
             "agent": record.agent,
             "image": record.image,
             "enqueued": f"{ago(now - record.created_at)}{f' by {spec.author}' if spec.author else ''}",
@@ -121,6 +128,17 @@ def _print_run(record: RunRecord, position: int | None, now: float) -> None:
             "log ends": "\n".join(cause.log_tail) if cause and record.state in ("failed", "crashed") else None,
         }
     )
+
+
+def _attempt_line(run_id: str, attempt: AttemptRecord) -> str:
+    from launch.durations import duration
+
+    took = ""
+    if attempt.started_at is not None:
+        took = f" after {duration(attempt.ended_at - attempt.started_at)}"
+    log = f" (launch logs {run_id} --attempt {attempt.number})" if attempt.log_archive else ""
+    by = f" on {attempt.agent}" if attempt.agent else ""
+    return f"attempt {attempt.number}{by}: {attempt.cause.kind}{took}: {attempt.cause.message}{log}"
 
 
 def _configs(made: Client, record: RunRecord) -> dict[str, Any]:
@@ -167,12 +185,13 @@ def _print_configs(record: RunRecord, configs: dict[str, Any]) -> None:
 @click.option(
     "--raw", is_flag=True, help="Just what was written: progress bars not folded, pieces not joined to lines."
 )
-def logs(run: str, follow: bool, raw: bool) -> None:
+@click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="The log of this attempt; default: the last.")
+def logs(run: str, follow: bool, raw: bool, attempt: int | None) -> None:
     """Print a run's log, from its first build line."""
     found = client().run(run)
     printed = False
     try:
-        for text in found.logs(follow, raw=raw):
+        for text in found.logs(follow, raw=raw, attempt=attempt):
             click.echo(text, nl=not raw)
             printed = True
     except KeyboardInterrupt:
@@ -180,32 +199,3 @@ def logs(run: str, follow: bool, raw: bool) -> None:
         click.get_current_context().exit(130)
     if not printed and not found.state.is_final:
         click.echo(f"run {run} is {found.state} and has no log yet; `launch logs -f {run}` waits for it", err=True)
-
-
-@click.command()
-@click.argument("run", nargs=-1, required=True)
-@click.option(
-    "--grace", type=click.FloatRange(min=0), metavar="SECONDS", help="How long a running job may take to end."
-)
-@as_json_option
-def stop(run: tuple[str, ...], grace: float | None, as_json: bool) -> None:
-    """Stop runs.
-
-    A queued one ends at once, a running one when its job has ended or its grace is over.
-    """
-    from launch.cli.output import print_json, run_as_json
-
-    made = client()
-    records = [made.stop(run_id, grace).record for run_id in run]
-    if as_json:
-        print_json([run_as_json(record) for record in records])
-        return
-    for record in records:
-        click.echo(_stopped(record))
-
-
-def _stopped(record: RunRecord) -> str:
-    if record.state.is_final:
-        return f"run {record.id} is {record.state}"
-    grace = f"{record.stop.grace_s:g} s" if record.stop else "a moment"
-    return f"run {record.id} is asked to end, and has {grace} for it; `launch logs -f {record.id}` follows it"

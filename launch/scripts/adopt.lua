@@ -1,8 +1,9 @@
 -- Gives a run without a living owner to an agent. Its own run counts as such when the agent does not know it: the answer
 -- to its claim was lost.
--- ARGV: id, new agent, locality, nonce, the epoch it was seen with, seconds after which an agent is dead
+-- ARGV: id, new agent, locality, nonce, the epoch it was seen with, seconds after which an agent is dead,
+--       the oldest heartbeat in seconds with which the adopter itself may judge
 -- Returns OK | HELD (its owner lives, or it moved on meanwhile) | EARLY (the adopter has not lived long enough itself)
-local id, agent, locality, nonce, epoch, dead_after = unpack(ARGV)
+local id, agent, locality, nonce, epoch, dead_after, gap = unpack(ARGV)
 local key = run_key(id)
 local r = redis.call('HMGET', key, 'state', 'epoch', 'agent')
 if r[2] ~= epoch or not (r[1] == 'building' or r[1] == 'starting' or r[1] == 'running') then
@@ -15,8 +16,10 @@ if r[3] and r[3] ~= agent then
     return 'HELD'
   end
   -- A pause of Redis or a laptop's sleep stops all hearts at once. Only who has beaten without a gap since may judge.
+  local own_beat = redis.call('ZSCORE', P .. 'agents', agent)
   local since = redis.call('HGET', P .. 'agent:' .. agent, 'unbroken_since')
-  if not since or at - tonumber(since) < tonumber(dead_after) then
+  if not own_beat or at - tonumber(own_beat) > tonumber(gap) or not since
+    or at - tonumber(since) < tonumber(dead_after) then
     return 'EARLY'
   end
 end

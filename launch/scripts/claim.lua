@@ -1,7 +1,12 @@
 -- Gives the head of a queue to an agent.
--- ARGV: queue, agent, locality ("" = not known yet), nonce
--- Returns {RUN, id} | {EMPTY} | {BLOCKED, paused|limit}
-local queue, agent, locality, nonce = unpack(ARGV)
+-- The same claim said again, its answer having been lost, is answered the same.
+-- ARGV: queue, agent, locality, nonce, the newest schema the agent understands
+-- Returns {RUN, id} | {EMPTY} | {BLOCKED, paused|limit|newer}
+local queue, agent, locality, nonce, schema = unpack(ARGV)
+local answered = redis.call('GET', P .. 'claim:' .. nonce)
+if answered then
+  return {'RUN', answered}
+end
 local settings = redis.call('HMGET', queue_key(queue), 'paused', 'max_concurrent')
 if settings[1] == '1' then
   return {'BLOCKED', 'paused'}
@@ -11,12 +16,15 @@ if settings[2] and settings[2] ~= '' and redis.call('ZCARD', active) >= tonumber
   return {'BLOCKED', 'limit'}
 end
 while true do
-  local head = redis.call('ZPOPMIN', queue_key(queue, 'waiting'))
-  local id = head[1]
+  local id = redis.call('ZRANGE', queue_key(queue, 'waiting'), 0, 0)[1]
   if not id then
     return {'EMPTY'}
   end
   local key = run_key(id)
+  if tonumber(redis.call('HGET', key, 'schema') or '1') > tonumber(schema) then
+    return {'BLOCKED', 'newer'}
+  end
+  redis.call('ZREM', queue_key(queue, 'waiting'), id)
   -- A place without a queued record is a leftover of a deleted one.
   if redis.call('HGET', key, 'state') == 'queued' then
     local at = now()
@@ -26,6 +34,7 @@ while true do
       'claimed_at', stamp(at))
     redis.call('HDEL', key, 'log_cursor', 'log_bytes', 'tracked', 'note')
     redis.call('ZADD', active, at, id)
+    redis.call('SET', P .. 'claim:' .. nonce, id, 'EX', 60)
     emit(id, 'building', 'claimed by ' .. agent, at)
     return {'RUN', id}
   end

@@ -8,6 +8,7 @@ if not before or at - tonumber(before) > gap or redis.call('HEXISTS', key, 'unbr
   redis.call('HSET', key, 'unbroken_since', stamp(at))
 end
 redis.call('ZADD', P .. 'agents', at, agent)
+redis.call('ZREMRANGEBYSCORE', P .. 'agents', '-inf', at - 604800)
 redis.call('HSET', key, unpack(ARGV, 3))
 redis.call('EXPIRE', key, 604800)
 return {stamp(at), redis.call('HGET', key, 'unbroken_since')}

@@ -12,6 +12,8 @@
 --   agents              zset    agent incarnations by time of last heartbeat
 --   agent:<id>          hash    what it said of itself
 --   token:<sha256>      hash    a tracking key's run and attempt
+--   claim:<nonce>       string  the run a claim was answered with, for a minute
+--   turn:<duty>         string  the agent whose turn it is, for a few seconds
 --   seq                 string  counts runs
 -- Only Redis' clock counts, so that no machine's own can make a run look dead. Numbers go out through %.0f and %.6f:
 -- Lua's own conversion keeps 14 digits, fewer than a score has.
@@ -55,6 +57,18 @@ local function refusal(id, epoch, nonce)
     return 'LOST'
   end
   return r[3] and 'ENDED' or nil
+end
+
+-- The same for a write that gives the claim up: said again, its answer having been lost, it has been done.
+local function refusal_to_give_up(id, epoch, nonce, how)
+  if redis.call('HGET', run_key(id), 'given_up') == nonce .. ' ' .. how then
+    return 'OK'
+  end
+  local refused = refusal(id, epoch, nonce)
+  if not refused then
+    redis.call('HSET', run_key(id), 'given_up', nonce .. ' ' .. how)
+  end
+  return refused
 end
 
 local function revoke_tokens(id)

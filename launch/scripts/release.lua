@@ -2,7 +2,7 @@
 -- ARGV: id, epoch, nonce
 -- Returns OK | LOST | ENDED
 local id, epoch, nonce = unpack(ARGV)
-local refused = refusal(id, epoch, nonce)
+local refused = refusal_to_give_up(id, epoch, nonce, 'release')
 if refused then
   return refused
 end

@@ -3,7 +3,7 @@
 -- ARGV: id, epoch, nonce, message, note, pause in seconds, attempts so far (JSON), factor of its memory
 -- Returns OK | LOST | ENDED
 local id, epoch, nonce, bell, note, pause, attempts, memory_factor = unpack(ARGV)
-local refused = refusal(id, epoch, nonce)
+local refused = refusal_to_give_up(id, epoch, nonce, 'retry')
 if refused then
   return refused
 end

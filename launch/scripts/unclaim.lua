@@ -3,7 +3,7 @@
 -- ARGV: id, epoch, nonce, message, note
 -- Returns OK | LOST | ENDED
 local id, epoch, nonce, bell, note = unpack(ARGV)
-local refused = refusal(id, epoch, nonce)
+local refused = refusal_to_give_up(id, epoch, nonce, 'unclaim')
 if refused then
   return refused
 end

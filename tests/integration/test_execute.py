@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.broker import Message
 from launch.errors import BuildError, ConfigError, PermanentError, PullError, TemporaryError
 from launch.models import (
     CauseKind,
@@ -28,8 +29,8 @@ from launch.testing import FakeBuilder, FakeRunner, FakeTarget
 from tests.agents import wait_until
 from workers.agent import Agent
 from workers.config import AgentConfig
-from workers.execute import Target
 from workers.supervise import Supervisor
+from workers.targets import Target
 
 STEPS = ["fetch", "build", "submit", "record", "follow", "conclude", "remove"]
 
@@ -75,7 +76,7 @@ class Bench:
         """Give the agent the next message, as its Celery worker does."""
         assert self.store.redis.rpop("launch.q") is not None
         agent.slots.take()
-        agent.ring("q", None, task_id=None, is_recorded=True)
+        agent.ring("q", Message(None, is_recorded=True, spec=None))
 
     def final(self, run_id: str) -> RunRecord:
         return wait_until(
@@ -204,7 +205,7 @@ def test_a_target_that_is_away_costs_no_attempt_and_the_queue_waits(bench: Bench
     agent = bench.supervise(bench.agent())
     bench.ring(agent)
 
-    wait_until(lambda: agent.away == {"fake": "the engine is away"})
+    wait_until(lambda: agent.targets.away == {"fake": "the engine is away"})
     assert bench.store.position(first) == 1
     assert bench.store.record(first).attempt == 0
     bench.ring(agent)
@@ -215,7 +216,7 @@ def test_a_target_that_is_away_costs_no_attempt_and_the_queue_waits(bench: Bench
 
     del bench.runner.before["submit"]
     bench.runner.problems = []
-    wait_until(lambda: not agent.away and not agent.silent)
+    wait_until(lambda: not agent.targets.away and not agent.silent)
     bench.ring(agent)
     bench.runner.wait_until_submitted(first)
     bench.runner.end(first)
@@ -356,7 +357,7 @@ def test_a_full_artifact_store_costs_a_run_its_archive_not_its_result(
 
     run = bench.final(run_id)
     assert (run.state, run.log_archive) == (RunState.FINISHED, None)
-    assert "kept" in (agent.settings.home / "logs" / f"{run_id}-1.jsonl").read_text()
+    assert "kept" in (agent.settings.home / "logs" / f"{run_id}.1.1.jsonl").read_text()
 
 
 def test_the_tracking_key_is_in_the_plan_and_nowhere_else(bench: Bench) -> None:
@@ -502,7 +503,7 @@ def test_a_seven_days_run_is_one_attempt_with_one_start(store: RunStore, tmp_pat
         for _ in range(50):
             store.redis.rpush("launch.q", message)
             agent.slots.take()
-            agent.ring("q", None, task_id=run_id, is_recorded=True)
+            agent.ring("q", Message(run_id, is_recorded=True, spec=None))
             store.redis.lrem("launch.q", 0, message)
         wait_until(lambda: store.redis.info("commandstats")["cmdstat_evalsha"]["calls"] - beats > 2500, timeout_s=60)
         bench.runner.end(run_id)

@@ -176,7 +176,7 @@ def test_a_write_of_an_agent_that_lost_its_claim_is_refused_and_changes_nothing(
 ) -> None:
     store.enqueue(a_launch(run_id="mine"))
     late = claim(store)
-    store.release("mine", late.fence)
+    store.redis.hdel("launch:run:mine", "agent")
     assert store.adopt(store.record("mine"), "a2", locality="here", dead_after_s=10) is not None
     before = store.record("mine")
 

@@ -66,6 +66,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         self.store.create_queue(QueueSpec(name="q", resource="process", priorities=True, max_concurrent=3))
         self.model = ModelQueue()
         self.seq = 0
+        self.released: list[Fence] = []
 
     @rule(priority=st.sampled_from(Priority), again=st.booleans())
     def enqueue(self, priority: Priority, again: bool) -> None:
@@ -96,11 +97,15 @@ class StoreAgainstModel(RuleBasedStateMachine):
     @rule(target=claims, claim=claims)
     def let_go_and_be_adopted(self, claim: tuple[RunRecord, Fence]) -> object:
         record, fence = claim
+        if fence in self.released:
+            self.store.release(record.id, fence)  # said again: nothing happens
+            return multiple()
         if not self._is_current(record.id, fence):
             with pytest.raises(LostClaimError):
                 self.store.release(record.id, fence)
             return multiple()
         self.store.release(record.id, fence)
+        self.released.append(fence)
         adopted = self.store.adopt(self.store.record(record.id), "a3", locality="x", dead_after_s=10)
         assert adopted is not None
         self.model.runs[record.id].fence = adopted.fence
