@@ -513,3 +513,111 @@ def test_a_seven_days_run_is_one_attempt_with_one_start(store: RunStore, tmp_pat
         assert len([event for event in store.read_events(run_id) if "adopted" in event.note]) == 0
     finally:
         bench.close()
+
+
+# --- what must not happen ---------------------------------------------------------------------------------------------
+
+
+def test_a_redis_that_has_lost_its_records_ends_no_running_job(bench: Bench, store: RunStore) -> None:
+    run_id = bench.enqueue()
+    bench.ring(bench.agent())
+    bench.runner.wait_until_submitted(run_id)
+    installation = store.installation()
+    store.redis.flushall()
+    store.redis.set("launch:installation", installation)
+    store.create_queue(QueueSpec(name="q", resource="fake"))
+
+    other = bench.agent()
+    Supervisor(other).sweep()
+    assert [attempt.run_id for attempt in bench.target.attempts.values()] == [run_id]
+    bench.runner.end(run_id)
+    Supervisor(other).sweep()
+    assert bench.target.attempts == {}
+
+
+def test_an_agent_notices_that_its_claim_has_passed_to_another_while_the_job_runs(
+    bench: Bench, store: RunStore
+) -> None:
+    run_id = bench.enqueue()
+    agent = bench.supervise(bench.agent())
+    bench.ring(agent)
+    bench.runner.wait_until_submitted(run_id)
+    wait_until(lambda: store.record(run_id).state is RunState.RUNNING)
+    other = bench.supervise(bench.agent())
+    store.redis.hdel(f"launch:run:{run_id}", "agent")
+    wait_until(lambda: run_id in other.claims)
+
+    wait_until(lambda: not agent.claims)
+    wait_until(lambda: agent.slots.free == 1)
+    bench.runner.end(run_id)
+    assert bench.final(run_id).agent == other.id
+
+
+def test_a_home_without_room_for_a_log_costs_the_file_and_not_the_run(bench: Bench) -> None:
+    agent = bench.agent()
+    (agent.settings.home / "logs").write_text("in the way")
+    run_id = bench.enqueue()
+    bench.ring(agent)
+    write_and_end(bench, run_id)
+
+    run = bench.final(run_id)
+    assert (run.state, run.log_archive) == (RunState.FINISHED, None)
+    assert [entry.text for entry in bench.store.read_log(run_id) if entry.stream == "stdout"] == ["one\n"]
+
+
+def test_a_log_lost_with_its_machine_is_read_again_from_the_target(bench: Bench, tmp_path: Path) -> None:
+    run_id = bench.enqueue()
+    first = bench.agent()
+    bench.ring(first)
+    bench.runner.wait_until_submitted(run_id)
+    bench.runner.write(run_id, "one\n")
+    wait_until(lambda: bench.store.record(run_id).log_cursor == "1")
+    first.detach()
+    for path in (tmp_path / "logs").iterdir():
+        path.unlink()
+    heir = bench.agent()
+    assert heir.adopt(run_id)
+    bench.runner.write(run_id, "two\n")
+    bench.runner.end(run_id)
+    bench.final(run_id)
+
+    assert text_of(bench, heir, run_id) == "one\ntwo\n"
+
+
+def test_a_stop_that_the_target_fails_to_hear_is_passed_on_again(bench: Bench) -> None:
+    failures = []
+
+    def fail_twice(_: object) -> None:
+        if len(failures) < 2:
+            failures.append(1)
+            raise RuntimeError("a bug in the runner")
+
+    bench.runner.before["stop"] = fail_twice
+    run_id = bench.enqueue()
+    bench.ring(bench.supervise(bench.agent()))
+    bench.runner.wait_until_submitted(run_id)
+    bench.store.request_stop(run_id, by="ann", grace_s=1)
+
+    assert bench.final(run_id).state is RunState.STOPPED
+    assert len(failures) == 2
+
+
+def test_an_answer_lost_in_a_submit_starts_no_second_attempt_anywhere(bench: Bench) -> None:
+    """The job runs, although the agent heard nothing: it asks again until it has, and nobody else gets the run."""
+    lost: list[int] = []
+    bench.target.on_start = lambda *_: _lose_once(lost)
+    run_id = bench.enqueue()
+    bench.ring(bench.supervise(bench.agent()))
+    bench.runner.wait_until_submitted(run_id)
+    wait_until(lambda: bench.store.record(run_id).state is RunState.RUNNING)
+    bench.runner.end(run_id)
+
+    assert bench.final(run_id).attempt == 1
+    assert bench.runner.submitted == [run_id]
+    assert len(lost) == 1
+
+
+def _lose_once(lost: list[int]) -> None:
+    if not lost:
+        lost.append(1)
+        raise TemporaryError("the answer was lost")

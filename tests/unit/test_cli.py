@@ -21,7 +21,9 @@ from launch.cli import COMMANDS, cli
 from launch.cli.enqueue import _code, _what
 from launch.cli.follow import MOST_ROWS_AT_ONCE, print_metrics, print_news, print_summary
 from launch.cli.options import read_config, read_mapping
-from launch.cli.output import duration, metric, one_line, print_json
+from launch.cli.operations import CAUSES
+from launch.cli.output import metric, one_line, print_json
+from launch.durations import duration
 from launch.errors import ConfigError
 from launch.loglines import LogLine
 from launch.models import Cause, CauseKind, CommandSource, Job, LaunchSpec, RunRecord, RunState
@@ -107,7 +109,12 @@ def test_a_mistyped_command_is_guessed() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("runs",), ("show", "x"), ("logs", "x"), ("stop", "x"), ("queue", "list"), ("agents",), ("status",)]
+    "words",
+    [
+        *(("runs",), ("show", "x"), ("logs", "x"), ("stop", "x"), ("queue", "list"), ("agents",), ("status",)),
+        *(("explain", "x"), ("wait", "x"), ("hold", "x"), ("release", "x"), ("rerun", "x"), ("doctor",)),
+        *(("edit", "x", "-c", "a=1"), ("retry", "--cause", "oom"), ("agents", "drain", "x"), ("queue", "delete", "x")),
+    ],
 )
 def test_a_command_that_reads_starts_nothing(home: Path, words: tuple[str, ...]) -> None:
     result = invoke(*words)
@@ -130,6 +137,11 @@ def test_a_broker_that_is_away_is_named_without_its_password(home: Path, monkeyp
     assert "redis://me:********@127.0.0.1:1/0" in result.stderr
     assert "secret" not in result.stderr
     assert time.monotonic() - began < 5
+
+
+def test_the_causes_to_choose_from_are_all_there_are() -> None:
+    """They stand in the command's module, since that loads no models for its help."""
+    assert list(CAUSES) == [str(kind) for kind in CauseKind]
 
 
 # --- -c and --resource-args ------------------------------------------------------------------------------------------
