@@ -9,8 +9,9 @@ from typing import Any
 from launch.errors import ConfigError
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_SPAN = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+")
-_PART = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_SPAN = re.compile(rf"(?:{_NUMBER}[smhd])+")
+_PART = re.compile(rf"({_NUMBER})([smhd])")
 
 
 def parse_duration(value: Any, *, where: str) -> float:
@@ -37,7 +38,7 @@ def _seconds(value: Any) -> float | None:
     text = value.replace(" ", "")
     if _SPAN.fullmatch(text):
         return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
-    return float(text) if re.fullmatch(r"\d+(?:\.\d+)?", text) else None
+    return float(text) if re.fullmatch(_NUMBER, text) else None
 
 
 def duration(seconds: float | None) -> str:

@@ -84,6 +84,8 @@ class Agent:
         self.resources = {name: store.queue(name).resource for name in config.queues}
         self.silent: set[str] = set()
         """Queues that gave out nothing (paused, at their limit) or whose target is away."""
+        self.is_settled = False
+        """Whether it has taken up the runs that were waiting for it; it takes no new ones before."""
         self.is_draining = False
         self.doorbells: Doorbells | None = None
         installation, artifacts = store.installation(), ArtifactStore(settings.artifacts_url)
@@ -122,7 +124,13 @@ class Agent:
     @property
     def has_room(self) -> bool:
         """Whether another message may be taken."""
-        return self.slots.free > 0 and not self.is_draining
+        return self.is_settled and self.slots.free > 0 and not self.is_draining
+
+    def settle(self) -> None:
+        """Begin to take new runs."""
+        if not self.is_settled:
+            self.is_settled = True
+            self._look_again()
 
     def ring(self, queue: str | None, message: Message, ack: Callable[[], object] = lambda: None) -> None:
         """Answer a message: claim the head of its queue.

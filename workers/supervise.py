@@ -83,6 +83,7 @@ class Supervisor:
             agent.let_go_of_lost,
             agent.heed_wishes,
             self._adopt_orphans,
+            agent.settle,
             agent.targets.look_for_lost,
             agent.listen_again,
         ):

@@ -10,7 +10,10 @@ from launch.cli.options import as_json_option, client
 @click.group(invoke_without_command=True)
 @as_json_option
 def agents(as_json: bool) -> None:
-    """List the agents that have been seen, the living first; or change one that lives."""
+    """List the agents, the living first.
+
+    Or change one that lives.
+    """
     if click.get_current_context().invoked_subcommand is None:
         _list(as_json)
 

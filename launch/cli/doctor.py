@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 @click.command()
 @as_json_option
 def doctor(as_json: bool) -> None:
-    """Look over broker, server, queues, agents, targets, disk and versions, and say how to mend what is wrong.
+    """Say what is wrong here, and how to mend it.
 
-    Changes nothing. The exit code is 0 if nothing is wrong, and 1 if something is.
+    Looks over broker, server, queues, agents, targets, disk and versions, and changes nothing. The exit code is 0 if nothing is wrong, and 1 if something is.
     """
     from launch.cli.output import print_json
     from launch.doctor import examine

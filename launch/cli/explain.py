@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 @click.argument("run")
 @as_json_option
 def explain(run: str, as_json: bool) -> None:
-    """Say why RUN is where it is: what it waits for and when it may start, what it does, or how it ended."""
+    """Say why RUN is where it is.
+
+    What it waits for and when it may start, what it does, or how it ended.
+    """
     from launch.cli.output import print_json
 
     found = client().explain(run)

@@ -121,7 +121,10 @@ def wait(run: tuple[str, ...], timeout: float | None, any_: bool, as_json: bool)
 @click.command()
 @click.argument("run", nargs=-1, required=True)
 def hold(run: tuple[str, ...]) -> None:
-    """Take queued runs out of their queue's order, until they are released."""
+    """Hold queued runs until they are released.
+
+    They stand out of their queue's order meanwhile, and get their old places back.
+    """
     made = client()
     for run_id in run:
         made.hold(run_id)
@@ -171,7 +174,10 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
 @_RUN_LIMIT
 @as_json_option
 def edit(run: str, as_json: bool, **options: Any) -> None:
-    """Change the queued RUN; it keeps its place, within the class of a new priority."""
+    """Change the launch of the queued RUN.
+
+    It keeps its place, within the class of a new priority.
+    """
     from launch.cli.output import print_json, run_as_json
 
     changes = _changes(options)
@@ -200,7 +206,10 @@ def edit(run: str, as_json: bool, **options: Any) -> None:
 @_RUN_LIMIT
 @as_json_option
 def rerun(run: str, queue: str | None, as_json: bool, **options: Any) -> None:
-    """Enqueue a new run of the same job version, with the settings of RUN."""
+    """Enqueue a new run with RUN's job and settings.
+
+    The job is of the same version; the queue's settings are those of now.
+    """
     from launch.cli.output import print_json, run_as_json
 
     made = client()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import re
-import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,10 @@ import pytest
 import yaml
 from services import need_program
 
-from launch.models import QueueSpec, parse
+from launch.models import RetryPolicy
 from launch.plugins import TargetContext, builder_class, runner_class
-from launch.queue_spec import queue_spec
+from launch.queue_file import read_queues
+from launch.queue_spec import QueueSettings
 from workers.config import AgentConfig, read_config
 from workers.docker_engine import EngineSettings
 from workers.runners.process import ProcessSettings
@@ -59,45 +58,15 @@ def test_every_key_of_the_agent_example_is_explained() -> None:
 # --- config/queues.yaml ----------------------------------------------------------------------------------------------
 
 
-def queues() -> list[dict[str, Any]]:
-    data = yaml.safe_load(QUEUES.read_text())
-    assert set(data) == {"queues"}
-    return list(data["queues"])
-
-
-@pytest.mark.parametrize("queue", queues(), ids=lambda queue: queue["name"])
-def test_each_queue_example_is_one_that_can_be_made(queue: dict[str, Any]) -> None:
-    spec = parse(QueueSpec, queue, where="queues.yaml")
-    rule = spec.overrides if isinstance(spec.overrides, str) else list(spec.overrides)
-    made = queue_spec(spec.name, spec.resource, spec.config, rule, spec.priorities, spec.max_concurrent)
-    assert made == spec
+def test_the_queue_examples_can_be_applied() -> None:
+    specs = read_queues(yaml.safe_load(QUEUES.read_text()), where=QUEUES.name)
+    assert {spec.resource for spec in specs} == {"process", "docker"}
 
 
 def test_the_queue_examples_show_every_setting() -> None:
-    from launch.cli.queues import create
-
-    shown = {key for queue in queues() for key in queue}
-    assert {param.name for param in create.params} - {"as_json"} <= shown
-    assert {queue["resource"] for queue in queues()} == {"process", "docker"}
-
-
-@pytest.mark.parametrize("queue", queues(), ids=lambda queue: queue["name"])
-def test_the_command_above_a_queue_example_makes_that_queue(queue: dict[str, Any]) -> None:
-    from launch.cli.queues import create
-
-    comments = re.sub(r"\\\n *# *", " ", QUEUES.read_text())
-    (line,) = re.findall(rf"^ *# +launch queue create ({queue['name']} .*)$", comments, re.MULTILINE)
-    params = create.make_context("create", shlex.split(line)).params
-    overrides = params["overrides"]
-    given = {
-        "name": params["name"],
-        "resource": params["resource"],
-        "config": queue["config"] if str(params["config"]).endswith(".yaml") else json.loads(params["config"] or "{}"),
-        "overrides": overrides if overrides in ("safe", "all", "none") else overrides.split(","),
-        "priorities": params["priorities"],
-        "max_concurrent": params["max_concurrent"],
-    }
-    assert parse(QueueSpec, given, where="command") == parse(QueueSpec, queue, where="queues.yaml")
+    queues = yaml.safe_load(QUEUES.read_text())["queues"].values()
+    assert {key for queue in queues for key in queue} == {"resource", *QueueSettings.__annotations__}
+    assert {key for queue in queues for key in queue.get("retry", ())} == set(RetryPolicy.model_fields)
 
 
 # --- docker-compose.yml ----------------------------------------------------------------------------------------------
