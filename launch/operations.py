@@ -215,4 +215,5 @@ def _cause_kind(cause: CauseKind | str) -> CauseKind:
     try:
         return CauseKind(cause)
     except ValueError:
-        raise ConfigError(f"cause: unknown cause {cause!r}{did_you_mean(str(cause), list(CauseKind))}") from None
+        known = [str(kind) for kind in CauseKind]
+        raise ConfigError(f"cause: unknown cause {cause!r}{did_you_mean(str(cause), known)}") from None

@@ -159,6 +159,8 @@ class Runner(ABC):
     """The builder that makes what this runner starts."""
     runs_images: ClassVar[bool] = True
     """Whether image jobs can run on it."""
+    runs_bare_commands: ClassVar[bool] = False
+    """Whether a command without code or requirements needs no build there."""
     Options: ClassVar[type[BaseModel]]
     """The resource config of a queue of this target; unknown keys are errors."""
     safe_overrides: ClassVar[frozenset[str]]

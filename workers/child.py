@@ -13,6 +13,7 @@ import warnings
 from typing import Any
 
 from celery import signals
+from celery.exceptions import CPendingDeprecationWarning
 
 from workers.agent import new_agent_id
 from workers.app import CeleryDoorbells, build_app
@@ -33,14 +34,15 @@ def main() -> None:
     """Run the worker until it is told to end."""
     _set_up_logging()
     # Celery warns of a worker run by root because of pickled messages; this one reads JSON only.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
     config = AgentConfig.model_validate_json(os.environ[ENV_CONFIG])
     app = build_app(os.environ[ENV_BROKER])
     worker = app.Worker(
         hostname=f"{new_agent_id(config.name)}@{platform.node()}",
         queues=[f"launch.{queue}" for queue in config.queues],
-        # Two, so that a request from outside that takes a while to check does not hold up a claim.
-        concurrency=2,
+        # The pool has nothing to do: see workers.app.
+        concurrency=1,
         pool_cls="threads",
         without_gossip=True,
         without_mingle=True,

@@ -151,13 +151,16 @@ class Claim:
             self.pause(_RETRY_S)
 
     def _insist(self, write: Callable[[], Any]) -> Any:
+        is_known = False
         while True:
             if self.is_detached:
                 raise DetachedError(self.id)
             try:
                 return write()
             except TemporaryError as exc:
-                log.warning("run %s: %s; trying again", self.id, exc)
+                if not is_known:
+                    log.warning("run %s: %s; trying again", self.id, exc)
+                    is_known = True
                 self.pause(_RETRY_S)
 
     def seconds_since(self, at: float | None) -> float:

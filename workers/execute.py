@@ -27,8 +27,19 @@ from launch.errors import (
     PullError,
     TemporaryError,
 )
-from launch.models import Cause, CauseKind, CodeSource, ImageSource, LaunchSpec, RunState, Tracking, parse
-from launch.plugins import Attempt, Build, Builder, BuildRequest, Plan, Runner, Status, attempt_name
+from launch.models import (
+    Cause,
+    CauseKind,
+    CodeSource,
+    CommandSource,
+    ImageSource,
+    Job,
+    LaunchSpec,
+    RunState,
+    Tracking,
+    parse,
+)
+from launch.plugins import Attempt, Build, BuildRequest, Plan, Runner, Status, attempt_name
 from launch.resolve import macro_values, render_macros
 from launch.tracking import tracking_env
 from workers.claim import Claim, DetachedError
@@ -158,13 +169,15 @@ def _build_and_submit(claim: Claim, tools: Tools, target: Target, writer: LogWri
     code = _fetch_code(spec, tools)
 
     tools.at_step("build", claim.id)
-    told = runner.build_options(_options(claim, runner))
-    build = _build(claim, tools, target.builder, told, writer)
-    claim.advance(RunState.STARTING, note=build.because, image=build.image)
+    image, because = None, "nothing to build"
+    if not _is_bare(spec.job) or not runner.runs_bare_commands:
+        build = _build(claim, tools, target, writer)
+        image, because = build.image, build.because
+    claim.advance(RunState.STARTING, note=because, image=image)
 
-    options = _options(claim, runner, build.image)
+    options = _options(claim, runner, image)
     attempt = _attempt(claim, tools, runner, options, code)
-    plan = runner.plan(attempt, build.image, options)
+    plan = runner.plan(attempt, image, options)
 
     tools.at_step("submit", claim.id)
     for problem in runner.check():
@@ -197,18 +210,22 @@ def _fetch_code(spec: LaunchSpec, tools: Tools) -> Path | None:
     return tools.artifacts.fetch(source.archive, tools.home / "cache" / "code" / f"{source.archive}.tar.gz")
 
 
-def _build(claim: Claim, tools: Tools, builder: Builder, told: Mapping[str, Any], writer: LogWriter) -> Build:
+def _is_bare(job: Job) -> bool:
+    return isinstance(job.source, CommandSource) and job.requirements is None and job.python_version is None
+
+
+def _build(claim: Claim, tools: Tools, target: Target, writer: LogWriter) -> Build:
     spec = claim.spec
     source, requirements = spec.job.source, spec.job.requirements
     request = BuildRequest(
         image=source.image if isinstance(source, ImageSource) else None,
         requirements=tools.artifacts.get_bytes(requirements).decode() if requirements else None,
         python_version=spec.job.python_version,
-        options=told,
+        options=target.runner.build_options(_options(claim, target.runner)),
     )
     limit_s = spec.limits.start_s
     until = math.inf if limit_s is None else time.monotonic() + limit_s - claim.seconds_since(claim.record.claimed_at)
-    build = builder.build(
+    build = target.builder.build(
         request,
         log=lambda text: writer.write("build", text),
         cancelled=lambda: claim.is_stop_requested or claim.is_detached or time.monotonic() > until,

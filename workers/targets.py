@@ -77,8 +77,8 @@ class Targets:
         return [target.runner for target in self._targets.values()]
 
     def problems(self) -> list[Problem]:
-        """Return what keeps any of them from working now."""
-        return [problem for target in self._targets.values() for problem in target.problems()]
+        """Return what keeps any of them from working now, each problem once."""
+        return list(dict.fromkeys(problem for target in self._targets.values() for problem in target.problems()))
 
     def locality_of(self, resource: str) -> str | None:
         """Return which runs at a target can be followed from here; none while it is away and has not said it."""

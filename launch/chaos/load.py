@@ -118,6 +118,8 @@ class Load:
         else:
             self._insist(lambda: self._world.client.enqueue(**launches[0]))
         self.known.acknowledged.update({wanted.run_id: wanted for wanted, _ in batch})
+        with (self._world.folder / "load.log").open("a") as log:
+            log.writelines(f"{time.time():.3f} {wanted.run_id} {wanted.how} {wanted.queue}\n" for wanted, _ in batch)
 
     def _send_task(self, launch: Launch) -> None:
         spec: dict[str, Any] = {**launch}

@@ -20,7 +20,7 @@ _MOST_LINES = 120
 
 def story(world: World, run_id: str, ledger: list[Entry]) -> str:
     """Return a run's record and a timeline of its events, its ledger, what agents said of it and what was done then."""
-    told = [*_events(world, run_id), *_ledger(run_id, ledger), *_agents(world, run_id)]
+    told = [*_load(world, run_id), *_events(world, run_id), *_ledger(run_id, ledger), *_agents(world, run_id)]
     if told:
         since, until = min(told)[0] - _AROUND_S, max(told)[0] + _AROUND_S
         told += [(at, text) for at, text in _faults(world) if since <= at <= until]
@@ -35,6 +35,13 @@ def _record(world: World, run_id: str) -> Iterator[str]:
         for field, value in sorted(world.store.redis.hgetall(f"launch:run:{run_id}").items()):
             if field not in ("spec",):
                 yield f"{field}: {value[:300]}"
+
+
+def _load(world: World, run_id: str) -> Iterator[tuple[float, str]]:
+    for line in (world.folder / "load.log").read_text().splitlines():
+        at, acknowledged, how, queue = line.split()
+        if acknowledged == run_id:
+            yield float(at), f"load    acknowledged, enqueued by {how} into {queue}"
 
 
 def _events(world: World, run_id: str) -> Iterator[tuple[float, str]]:

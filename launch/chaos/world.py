@@ -6,7 +6,7 @@
     ledger/ledger                      what jobs write, see launch.chaos.ledger
     armed/                             steps at which the next agent to come dies, see launch.chaos.fault_points
     gates/                             files that let the jobs of the slot probe end
-    <agent>.log  faults.log            what agents said, and what was done to them, with times
+    <agent>.log  faults.log  load.log  what agents said, what was done to them, and what was enqueued, with times
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ import launch
 from launch.cli import COMMANDS, cli
 from launch.cli.enqueue import _code, _what
 from launch.cli.follow import MOST_ROWS_AT_ONCE, print_metrics, print_news, print_summary
-from launch.cli.options import read_config, read_mapping
 from launch.cli.operations import CAUSES
+from launch.cli.options import read_config, read_mapping
 from launch.cli.output import metric, one_line, print_json
 from launch.durations import duration
 from launch.errors import ConfigError

@@ -50,7 +50,7 @@ def test_what_a_file_leaves_out_has_its_default() -> None:
         ([], "queues.yaml: should be a mapping, not list"),
         ({}, "queues.yaml: names no queues"),
         ({"queues": []}, "queues.yaml: queues: should be a mapping, not list"),
-        ({"queues": {"a": {"resource": "process"}}, "quues": {}}, "queues.yaml: quues: unknown key; did you mean 'queues'?"),
+        ({"queues": {"a": {"resource": "process"}}, "quues": 1}, "quues: unknown key; did you mean 'queues'?"),
         ({"queues": {"a": None}}, "queues.yaml: queues/a: should be a mapping, not NoneType"),
         ({"queues": {"a": {}}}, "queues.yaml: queues/a/resource: is required, such as process or docker"),
         ({"queues": {"a": {"resource": "proces"}}}, "unknown resource 'proces'; did you mean 'process'?"),

@@ -43,6 +43,7 @@ class ProcessRunner(Runner):
     aliases: ClassVar[tuple[str, ...]] = ("local-process",)
     builder: ClassVar[str] = "venv"
     runs_images: ClassVar[bool] = False
+    runs_bare_commands: ClassVar[bool] = True
     Options = ProcessOptions
     safe_overrides: ClassVar[frozenset[str]] = frozenset({"env", "workdir"})
 
