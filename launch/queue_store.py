@@ -37,7 +37,8 @@ class QueueStore(Scripted):
         """Give a queue new settings; queued runs keep the resource config they were enqueued with.
 
         Args:
-            spec: the settings, with the version they were read with. A changed ``config`` makes it the next version.
+            spec: the settings, with the version they were read with. A changed ``config`` or override rule makes it the
+                next version.
 
         Raises:
             NotFoundError: there is no such queue.
@@ -49,7 +50,7 @@ class QueueStore(Scripted):
                 f"queue {spec.name!r} is of resource {before.resource!r} and stays so; make another queue for "
                 f"{spec.resource!r}"
             )
-        version = before.version + (spec.config != before.config)
+        version = before.version + ((spec.config, spec.overrides) != (before.config, before.overrides))
         after = spec.model_copy(update={"version": version, "paused": before.paused})
         fields = _queue_fields(after)
         text = after.model_dump_json(exclude={"paused"})
@@ -106,6 +107,14 @@ class QueueStore(Scripted):
             raise NotFoundError(f"queue {name!r} has no config version {version}")
         return dict(json.loads(raw))
 
+    def queue_at(self, name: str, version: int) -> QueueSpec:
+        """Return a queue with the resource config and the override rule it had at a version."""
+        rule = self.redis.hget(f"{P}queue:{name}", f"overrides:{version}")
+        then = {"config": self.queue_config(name, version), "overrides": json.loads(rule) if rule else "safe"}
+        if isinstance(then["overrides"], list):
+            then["overrides"] = tuple(then["overrides"])
+        return self.queue(name).model_copy(update=then)
+
     def set_paused(self, name: str, paused: bool) -> None:
         """Let a queue give out no more runs, or let it again.
 
@@ -135,7 +144,8 @@ class QueueStore(Scripted):
 
     def messages(self, queue: str) -> tuple[int, int]:
         """Return how many messages a queue's lists hold, and how many runs wait: the same, but for a moment."""
-        with self.redis.pipeline(transaction=True) as pipe:
+        # No transaction: a Redis that is full refuses even reads in one, and a moment's difference does no harm.
+        with self.redis.pipeline(transaction=False) as pipe:
             for name in message_lists(queue):
                 pipe.llen(name)
             pipe.zcard(f"{P}queue:{queue}:waiting")
@@ -185,7 +195,7 @@ def _queue_fields(spec: QueueSpec) -> list[Any]:
     fields = {
         "version": spec.version,
         f"config:{spec.version}": json.dumps(spec.config, sort_keys=True),
-        "paused": int(spec.paused),
+        f"overrides:{spec.version}": json.dumps(spec.overrides),
         "max_concurrent": spec.max_concurrent or "",
     }
     return [item for pair in fields.items() for item in pair]

@@ -128,7 +128,7 @@ class RunStore(QueueStore, FleetStore, RunReader):
             NotFoundError: there is no such run.
             ConflictError: one of them does not wait, or they are of different queues or classes.
         """
-        answer, _, which = self._run("move", run_id, before or "first").partition(" ")
+        answer, _, which = self._run("move", run_id, before or "").partition(" ")
         reasons = {
             "NOTWAITING": f"run {which} does not wait in a queue",
             "OTHERQUEUE": f"runs {run_id} and {before} are not in the same queue",

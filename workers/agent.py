@@ -114,8 +114,7 @@ class Agent:
 
     def _recheck(self, spec: LaunchSpec) -> None:
         """Refuse a launch whose effective config is not what its queue and its override give."""
-        queue = self.store.queue(spec.queue)
-        then = queue.model_copy(update={"config": self.store.queue_config(spec.queue, spec.queue_version)})
+        then = self.store.queue_at(spec.queue, spec.queue_version)
         if resolve(then, type(self.targets[spec.resource].runner), spec.resource_args) != spec.resource_config:
             raise ConfigError(f"resource config: is not what queue {spec.queue!r} allows; enqueue it again")
 

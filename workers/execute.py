@@ -314,12 +314,13 @@ def _follow(claim: Claim, tools: Tools, runner: Runner, handle: str, writer: Log
     claim.when_stopped(lambda grace_s: _stop(claim, runner, handle, grace_s))
     pump = LogPump(runner, handle, writer, claim)
     pump.start()
-    limit_s, timed_out_s = _run_limit_s(claim, tools), None
     claim.refresh()
+    limit_s, timed_out_s = _run_limit_s(claim, tools), claim.record.timed_out_s
     until = math.inf if limit_s is None else time.monotonic() + limit_s - claim.seconds_since(claim.record.started_at)
     while not (status := _wait(claim, runner, handle, min(_LOOK_UP_S, until - time.monotonic()))).is_final:
         if time.monotonic() >= until:
             timed_out_s, until = limit_s, math.inf
+            claim.advance(note=f"over its limit of {limit_s:g} s", timed_out_s=str(limit_s))
             _stop(claim, runner, handle, _TIMEOUT_GRACE_S)
     pump.join(_LOG_END_S)
     return status, timed_out_s

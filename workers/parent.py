@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from launch.broker_health import broker_warnings
 from launch.embedded import broker_url
 from launch.errors import ConfigError, LaunchError, TemporaryError
 from launch.settings import settings
@@ -62,6 +63,8 @@ def command(drain: bool, config: Path | None, **options: Any) -> None:
 def _check(config: AgentConfig, url: str) -> None:
     """Refuse to start an agent that could not run anything."""
     store = RunStore.connect(url, timeout_s=settings().connect_timeout_s)
+    for warning in broker_warnings(store):
+        click.echo(f"warning: {warning}", err=True)
     if not config.tracking_url:
         # Both are often started at the same moment.
         _wait_for_server(store, _SERVER_PATIENCE_S)

@@ -35,9 +35,9 @@ FAILED = 1
 @click.option("--keep", is_flag=True, help="Keep the world's folder, with all logs; a breach keeps it too.")
 @as_json_option
 def chaos(no_docker: bool, private_docker: bool, keep: bool, as_json: bool, **counts: object) -> None:
-    """Kill everything again and again under real runs, and check that nothing is lost, doubled or reordered.
+    """Kill everything under real runs, and see what is lost.
 
-    Starts a Redis, agents and, where it can, a Docker engine of its own in a temporary folder; nothing of yours is
+    Again and again, by a seed, so that it can be replayed; nothing may be lost, doubled or reordered. Starts a Redis, agents and, where it can, a Docker engine of its own in a temporary folder; nothing of yours is
     touched. Ends with a table, and exit code 1 if a promise was broken.
     """
     from launch.chaos.plan import ChaosOptions

@@ -32,7 +32,7 @@ while true do
     redis.call('HINCRBY', key, 'attempt', 1)
     redis.call('HSET', key, 'state', 'building', 'agent', agent, 'locality', locality, 'nonce', nonce,
       'claimed_at', stamp(at))
-    redis.call('HDEL', key, 'log_cursor', 'log_bytes', 'tracked', 'note')
+    redis.call('HDEL', key, 'log_cursor', 'log_bytes', 'tracked', 'note', 'timed_out_s')
     redis.call('ZADD', active, at, id)
     redis.call('SET', P .. 'claim:' .. nonce, id, 'EX', 60)
     emit(id, 'building', 'claimed by ' .. agent, at)

@@ -4,6 +4,6 @@ local key = queue_key(ARGV[1])
 if redis.call('EXISTS', key) == 1 then
   return 'EXISTS'
 end
-redis.call('HSET', key, 'spec', unpack(ARGV, 2))
+redis.call('HSET', key, 'paused', '0', 'spec', unpack(ARGV, 2))
 redis.call('SADD', P .. 'queues', ARGV[1])
 return 'OK'

@@ -1,5 +1,5 @@
 -- Moves a waiting run to another place among those of its priority class.
--- ARGV: id, "first" or the id of the run to stand before
+-- ARGV: id, the id of the run to stand before ("" = the first of the class)
 -- Returns OK | GONE | NOTWAITING <id> | OTHERCLASS | OTHERQUEUE
 local CLASS, GAP = 1125899906842624, 65536
 local id, before = unpack(ARGV)
@@ -15,7 +15,7 @@ end
 local floor = math.floor(tonumber(own) / CLASS) * CLASS
 local whole_class = {string.format('%.0f', floor), string.format('(%.0f', floor + CLASS)}
 
-if before == 'first' then
+if before == '' then
   before = redis.call('ZRANGEBYSCORE', waiting, whole_class[1], whole_class[2], 'LIMIT', 0, 1)[1]
 elseif redis.call('HGET', run_key(before), 'queue') ~= queue then
   return 'OTHERQUEUE'

@@ -16,12 +16,21 @@ from services import free_port
 
 from launch import __version__
 from launch.broker_health import BrokerFacts, broker_findings, check_broker
-from launch.doctor import check_agents, check_disk, check_packages, check_queues, check_server, check_target
+from launch.doctor import (
+    _unreachable,
+    check_agents,
+    check_disk,
+    check_packages,
+    check_queues,
+    check_server,
+    check_target,
+)
 from launch.findings import Check
 from launch.models import QueueSpec
 from launch.plugins import TargetContext
 from launch.records import AgentRecord, QueueCounts
 from launch.settings import Settings
+from launch.testing import FakeRunner, FakeTarget
 
 GOOD_INFO = {
     "redis_version": "7.2.4",
@@ -215,6 +224,16 @@ def test_a_target_that_does_not_answer_is_found_with_its_fix(tmp_path: Path) -> 
     check = check_target("docker", context, [])
     assert check.findings
     assert all(finding.fix for finding in check.findings)
+
+
+def test_a_server_that_jobs_cannot_reach_is_found(tmp_path: Path) -> None:
+    """The fake target's jobs look for the server on this machine's loopback address."""
+    runner = FakeRunner(TargetContext("a1b2c3d4", tmp_path), FakeTarget())
+    (finding,) = _unreachable(runner, ["http://172.17.0.1:8080"])
+    assert "does not listen on 127.0.0.1" in finding.what
+    assert finding.fix == "launch server --host 127.0.0.1"
+    assert _unreachable(runner, ["http://172.17.0.1:8080", "http://127.0.0.1:8080"]) == []
+    assert _unreachable(runner, []) == [], "no server at all is another finding"
 
 
 def test_a_resource_without_a_plugin_is_a_finding(tmp_path: Path) -> None:
