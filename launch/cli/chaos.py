@@ -37,8 +37,9 @@ FAILED = 1
 def chaos(no_docker: bool, private_docker: bool, keep: bool, as_json: bool, **counts: object) -> None:
     """Kill everything under real runs, and see what is lost.
 
-    Again and again, by a seed, so that it can be replayed; nothing may be lost, doubled or reordered. Starts a Redis, agents and, where it can, a Docker engine of its own in a temporary folder; nothing of yours is
-    touched. Ends with a table, and exit code 1 if a promise was broken.
+    Again and again, by a seed, so that it can be replayed; nothing may be lost, doubled or reordered. Starts a Redis,
+    agents and, where it can, a Docker engine of its own in a temporary folder; nothing of yours is touched. Ends with a
+    table, and exit code 1 if a promise was broken.
     """
     from launch.chaos.plan import ChaosOptions
     from launch.chaos.play import play

@@ -190,7 +190,7 @@ def run(path: Path, entrypoint: str | None, queue: str, detach: bool, as_json: b
     """Run the code in PATH on this machine, and follow it.
 
     PATH is a directory, or a Python file in it. Takes a snapshot of the directory, enqueues it, and starts first what
-    does not run yet: broker, server and agent.
+    does not run yet: broker, server and agent. Without --project, the run's project is the directory's name.
     WORDS after -- are appended to the entrypoint.
 
     \b
@@ -202,6 +202,7 @@ def run(path: Path, entrypoint: str | None, queue: str, detach: bool, as_json: b
 
     folder, command = _code(path, entrypoint)
     request = {**_request(options), "queue": queue, "path": folder, "entrypoint": command, "args": _words()}
+    request["project"] = options["project"] or folder.resolve().name or None
     Local(settings()).up(lambda text: click.echo(text, err=True), queues=(queue,))
     _enqueue(client(), request, follow=not detach, as_json=as_json)
 
