@@ -56,7 +56,10 @@ def main() -> None:
         # Celery sets its own handlers while it starts.
         signals.worker_ready.connect(lambda **_: _drain_at_sigterm(worker), weak=False)
     worker.start()
-    sys.exit(worker.exitcode or 0)
+    # Everything is said and written; what is left are threads that wait for jobs, and an interpreter to take apart.
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(worker.exitcode or 0)
 
 
 def _set_up_logging() -> None:

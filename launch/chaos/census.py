@@ -47,7 +47,9 @@ def _in_redis(world: World) -> Iterator[str]:
         is_set = re.fullmatch(r"launch:queue:[^:]+:(waiting|held|delayed|active)", key)
         if key in lists or is_set or _ALLOWED_KEYS.fullmatch(key):
             continue
-        if not 0 <= redis.ttl(key) <= _GOES_BY_ITSELF_S:
+        ttl = redis.ttl(key)
+        # -1: it stays for ever; -2: it has just gone.
+        if ttl == -1 or ttl > _GOES_BY_ITSELF_S:
             yield f"key {key} is left"
 
 

@@ -237,6 +237,7 @@ class Injector:
         engine = self._world.engine
         if not isinstance(engine, PrivateEngine) or not engine.answers():
             return None
+        self._world.engine_kills.append(time.time())
         engine.kill()
         live_restore = fault.luck < 0.5
         self._later(fault.lasts_s, "Docker engine started", lambda: engine.start(live_restore=live_restore))

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from launch.request import Launch
 _BACKLOG = 80
 """More waiting runs than this tell nothing new, and take the end longer to come."""
 _RETRY_S = 0.2
+_UNSEEN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Ledgers:
     """``{run id: what was wanted}`` of those whose enqueueing was answered."""
     stopped: set[str] = field(default_factory=set)
     """Runs somebody asked to stop."""
+    sent_again: int = 0
+    """Messages of plain Celery that were sent once more."""
 
 
 class Load:
@@ -61,6 +65,8 @@ class Load:
         self._number = 0
         self._ended = threading.Event()
         self._celery = make_app(world.redis.url)
+        self._unseen: dict[str, tuple[Launch, float]] = {}
+        """What was sent by plain Celery and is on no record yet, and when it was sent last."""
         self._thread = threading.Thread(target=self._work, name="load", daemon=True)
 
     def start(self) -> None:
@@ -75,13 +81,38 @@ class Load:
         """
         self._ended.set()
         self._thread.join()
-        self._celery.close()
         if self.problem is not None:
             raise self.problem
+
+    def close(self) -> None:
+        """Let go of the broker."""
+        self._celery.close()
+
+    def unseen(self) -> list[str]:
+        """Return what plain Celery has sent and no record shows yet, for people."""
+        return [f"{run_id} was sent by plain Celery and is on no record" for run_id in self._unseen]
+
+    def send_again(self) -> None:
+        """Send what plain Celery may have lost once more, with the same id, as a careful client does.
+
+        A worker that is killed in the moment between Redis handing it a message and kombu noting that takes the message
+        with it. The same id twice is the same run.
+        """
+        for run_id, (launch, sent_at) in list(self._unseen.items()):
+            if time.monotonic() - sent_at < _UNSEEN_S:
+                continue
+            with suppress(TemporaryError, OSError, RedisError, OperationalError):
+                if self._world.store.records([run_id]):
+                    del self._unseen[run_id]
+                    continue
+                self._send_task(launch)
+                self._unseen[run_id] = (launch, time.monotonic())
+                self.known.sent_again += 1
 
     def _work(self) -> None:
         try:
             while not self._ended.is_set():
+                self.send_again()
                 batch = self._next_batch()
                 self._enqueue(batch)
                 self._ended.wait(self._dice.expovariate(1 / self._pause_s) * len(batch))
@@ -113,6 +144,7 @@ class Load:
         how = batch[0][0].how
         if how == "celery":
             self._insist(lambda: self._send_task(launches[0]))
+            self._unseen[launches[0]["run_id"] or ""] = (launches[0], time.monotonic())
         elif how == "many":
             self._insist(lambda: self._world.client.enqueue_many(launches))
         else:

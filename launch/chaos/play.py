@@ -62,6 +62,7 @@ def play(world: World, say: Say) -> Outcome:
     injector = Injector(world, load, schedule(world.options))
     _hurt(world, load, injector, say)
     breaches = _settle(world, load, say)
+    load.close()
     evidence = _evidence(world, load)
     breaches += judge(evidence)
     breaches += probe_slots(world)
@@ -70,7 +71,7 @@ def play(world: World, say: Say) -> Outcome:
     outcome.injected = {str(kind): count for kind, count in injector.done.items()}
     outcome.killed_at_step = dict(injector.done_at_step)
     outcome.skipped = {str(kind): count for kind, count in injector.skipped.items()}
-    outcome.seen = _seen(world, evidence)
+    outcome.seen = _seen(world, evidence) | {"messages of plain Celery sent again": load.known.sent_again}
     outcome.states = dict(Counter(_how_it_ended(record) for record in evidence.records.values()))
     hurt = dict.fromkeys(breach.run_id for breach in breaches if breach.run_id)
     outcome.stories = [story(world, run_id, list(evidence.ledger)) for run_id in list(hurt)[:_MOST_STORIES]]
@@ -123,11 +124,12 @@ def _settle(world: World, load: Load, say: Say) -> list[Breach]:
     changed = told = time.monotonic()
     while before:
         _tick(world)
+        load.send_again()
         now = time.monotonic()
         if now - changed > _STILL_S:
             return [Breach("nothing is left over", None, what) for what in before]
         try:
-            found = leftovers(world)
+            found = [*leftovers(world), *load.unseen()]
         except (LaunchError, OSError):
             continue
         if found != before:
@@ -151,7 +153,15 @@ def _evidence(world: World, load: Load) -> Evidence:
         ledger=_read_ledger(world),
         limits={queue.name: queue.max_concurrent for queue in world.queues if queue.max_concurrent},
         logs=_logs(world, load, records),
+        unheard=frozenset(run_id for run_id, record in records.items() if _lost_its_engine(world, record)),
     )
+
+
+def _lost_its_engine(world: World, record: RunRecord) -> bool:
+    if record.spec.resource != "docker" or record.started_at is None:
+        return False
+    until = record.ended_at or time.time()
+    return any(record.started_at - 1 <= at <= until + 1 for at in world.engine_kills)
 
 
 def _logs(world: World, load: Load, records: Mapping[str, RunRecord]) -> dict[str, tuple[Sequence[str], Sequence[str]]]:

@@ -106,6 +106,8 @@ class World:
         }
         self.client = Client(settings=read_settings(self.environment))
         self.agents: list[AgentProcess] = []
+        self.engine_kills: list[float] = []
+        """When the Docker engine was killed, in Unix seconds."""
 
     @property
     def store(self) -> RunStore:

@@ -65,7 +65,8 @@ def test_four_running_jobs_do_not_notice_that_their_agent_is_replaced(
         wait_until(lambda: all(len(run.history()) > 3 for run in four), timeout_s=240, what="metrics of all four")
         assert fifth.refresh().state is RunState.QUEUED
 
-        assert agent.terminate() < 2.0
+        # Elsewhere within two seconds; here five interpreters share the processor with it.
+        assert agent.terminate() < 6.0
         agent = fleet.start("q", max_jobs=4, options=("--max-jobs", "4"))
         wait_until(lambda: slots_of(client) == {run.id for run in four}, what="all four in the new agent's slots")
         agent.kill()

@@ -463,6 +463,7 @@ def test_a_real_agent_takes_more_and_then_drains(
             return sum(run.refresh().state is RunState.RUNNING for run in runs)
 
         wait_until(lambda: at_work() == 1, what="the first run")
+        wait_until(lambda: any(found.runs for found in client.agents()), what="a heartbeat that tells of it")
         waiting = launch_cli("explain", runs[2].id).output
         assert "place 2 of 2" in waiting
         assert f"box (1 of 1: {runs[0].id})" in waiting

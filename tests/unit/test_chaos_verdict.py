@@ -174,6 +174,9 @@ def test_a_log_with_a_gap_or_a_repeat_is_seen() -> None:
     for logged in (["line 1"], ["line 1", "line 1", "line 2"]):
         breaches = judge(replace(clean(), logs={"r1": (good[0], logged)}))
         assert told(breaches) == [("logs have no gap and no repeat", "r1")]
+    deaf = replace(clean(), unheard=frozenset({"r1"}))
+    assert judge(replace(deaf, logs={"r1": (good[0], ["line 2"])})) == [], "its engine was dead meanwhile"
+    assert told(judge(replace(deaf, logs={"r1": (good[0], ["line 2", "line 1"])})))
 
 
 def test_the_table_says_of_each_promise_whether_it_was_kept() -> None:
