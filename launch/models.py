@@ -461,6 +461,8 @@ class RunRecord(Model):
     """When its pause before a retry ends."""
     released_at: float | None = None
     """Since when it has had no agent, if the last one let go of it."""
+    submitting: bool = False
+    """Whether this attempt may have been sent to its target: from then on nobody may send it a second time."""
     timed_out_s: float | None = None
     """The time limit this attempt ran into."""
     agent: str | None = None

@@ -97,6 +97,7 @@ def run_from_hash(raw: Mapping[str, str]) -> RunRecord:
         held_by=raw.get("held_by"),
         due_at=_seconds(raw, "due_at"),
         released_at=_seconds(raw, "released_at"),
+        submitting=raw.get("submitting") == "1",
         timed_out_s=_seconds(raw, "timed_out_s"),
         agent=raw.get("agent"),
         locality=raw.get("locality") or None,

@@ -228,7 +228,19 @@ class RunStore(QueueStore, FleetStore, RunReader):
 
     def retry(self, record: RunRecord, fence: Fence, cause: Cause, *, log_archive: str | None, rule: RetryRule) -> None:
         """Put a claimed run back to its old place for another attempt after a pause; the failed one is kept."""
-        failed = AttemptRecord(
+        pause_s = record.spec.retry.pause_s(len(record.attempts))
+        note = f"attempt {record.attempt} failed: {cause.message} The next one follows in {pause_s:g} s."
+        attempts = self._attempts_with(record, cause, log_archive)
+        memory_factor = record.memory_factor * rule.memory_factor
+        self._fenced("retry", record.id, fence, _bell(record.spec), note, pause_s, attempts, memory_factor)
+
+    def next_attempt(self, record: RunRecord, fence: Fence, cause: Cause) -> None:
+        """Give a claimed run its next attempt at once; the one before is kept with its cause."""
+        attempts = self._attempts_with(record, cause, None)
+        self._fenced("next_attempt", record.id, fence, attempts, cause.message, record.attempt)
+
+    def _attempts_with(self, record: RunRecord, cause: Cause, log_archive: str | None) -> str:
+        ended = AttemptRecord(
             number=record.attempt,
             agent=record.agent,
             cause=cause,
@@ -236,12 +248,7 @@ class RunStore(QueueStore, FleetStore, RunReader):
             started_at=record.started_at,
             ended_at=self.now(),
         )
-        attempts = [*record.attempts, failed]
-        pause_s = record.spec.retry.pause_s(len(record.attempts))
-        note = f"attempt {record.attempt} failed: {cause.message} The next one follows in {pause_s:g} s."
-        as_json = json.dumps([attempt.model_dump(mode="json", exclude_none=True) for attempt in attempts])
-        memory_factor = record.memory_factor * rule.memory_factor
-        self._fenced("retry", record.id, fence, _bell(record.spec), note, pause_s, as_json, memory_factor)
+        return json.dumps([one.model_dump(mode="json", exclude_none=True) for one in (*record.attempts, ended)])
 
     def release(self, run_id: str, fence: Fence) -> None:
         """Let go of a run that stays as it is, for the next agent to adopt at once."""

@@ -121,6 +121,11 @@ class Claim:
         """See :meth:`RunStore.retry`."""
         self._insist(lambda: self.store.retry(self.record, self.fence, cause, log_archive=log_archive, rule=rule))
 
+    def next_attempt(self, cause: Cause) -> None:
+        """See :meth:`RunStore.next_attempt`."""
+        self._insist(lambda: self.store.next_attempt(self.record, self.fence, cause))
+        self.refresh()
+
     def append_log(self, chunks: list[tuple[str, str]], **position: Any) -> None:
         """See :meth:`RunStore.append_log`."""
         self._insist(lambda: self.store.append_log(self.id, self.fence, chunks, **position))
@@ -137,15 +142,18 @@ class Claim:
         """Read the record again."""
         self.record = self._insist(lambda: self.store.record(self.id))
 
-    def guard(self) -> None:
+    def guard(self, **fields: str | None) -> None:
         """Return when the run is surely still ours; called before each effect outside Redis.
+
+        Args:
+            fields: what the record shall say from now on, should the effect never be heard of again.
 
         Raises:
             LostClaimError: it is another's.
             DetachedError: the agent lets go.
         """
         while True:
-            self.advance()
+            self.advance(None, note="", **fields)
             if self._lease.is_valid:
                 return
             self.pause(_RETRY_S)

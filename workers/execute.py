@@ -39,7 +39,7 @@ from launch.models import (
     Tracking,
     parse,
 )
-from launch.plugins import Attempt, Build, BuildRequest, Plan, Runner, Status, attempt_name
+from launch.plugins import Attempt, Build, BuildRequest, Phase, Plan, Runner, Status, attempt_name
 from launch.resolve import macro_values, render_macros
 from launch.tracking import tracking_env
 from workers.claim import Claim, DetachedError
@@ -103,8 +103,9 @@ def execute(claim: Claim, tools: Tools) -> None:
     except ConfigError as exc:
         return claim.finish(RunState.FAILED, Cause(kind=CauseKind.CONFIG, message=str(exc)))
     try:
+        handle = claim.record.handle or _find_submitted(claim, tools, target.runner)
         writer = LogWriter(claim, tools.home, cap_chars=tools.log_cap_chars)
-        handle = claim.record.handle or _start(claim, tools, target, writer)
+        handle = handle or _start(claim, tools, target, writer)
         if handle is None:
             return None
         status, timed_out_s = _follow(claim, tools, target.runner, handle, writer)
@@ -130,6 +131,26 @@ def give_up(claim: Claim) -> None:
 # --- until it has a handle --------------------------------------------------------------------------------------------
 
 
+def _find_submitted(claim: Claim, tools: Tools, runner: Runner) -> str | None:
+    """Return the handle of an attempt that an agent before this one has started without recording it.
+
+    If it may have been sent and the target knows nothing of it, it never arrived, or it ran and was removed behind our
+    back. Nobody can tell, so the run goes on with its next attempt: no attempt is ever started twice.
+    """
+    if not claim.record.submitting:
+        return None
+    name = attempt_name(tools.installation, claim.id, claim.record.attempt)
+    handle = _insist(claim, runner.find).get(name)
+    if handle is None:
+        message = "The agent died while submitting it, and its target knows nothing of it."
+        claim.next_attempt(Cause(kind=CauseKind.HOST_LOST, message=message))
+        return None
+    if _insist(claim, lambda: runner.status([handle])[handle]).phase is Phase.STARTING:
+        return None  # left half made, never started: a submit begins it anew
+    claim.advance(RunState.RUNNING, note="found at its target", handle=handle)
+    return handle
+
+
 def _start(claim: Claim, tools: Tools, target: Target, writer: LogWriter) -> str | None:
     """Build and submit; none when the run has ended or gone back to its queue instead."""
     try:
@@ -147,6 +168,7 @@ def _start(claim: Claim, tools: Tools, target: Target, writer: LogWriter) -> str
     except PullError as exc:
         _fail(claim, tools, CauseKind.PULL, str(exc), writer)
     except TemporaryError as exc:
+        # Nothing was sent: see below.
         claim.unclaim(note=str(exc))
         writer.discard()
         raise
@@ -190,11 +212,11 @@ def _build_and_submit(claim: Claim, tools: Tools, target: Target, writer: LogWri
 
 
 def _submit(claim: Claim, runner: Runner, plan: Plan) -> str:
-    """Submit until the target has answered: once something was sent it may run, and nobody else may start it."""
+    """Submit until the target has answered: once it was sent it may run, and it must not be started twice."""
     while True:
         if claim.is_stop_requested:
             raise InterruptedError
-        claim.guard()
+        claim.guard(submitting="1")
         try:
             return runner.submit(plan)
         except TemporaryError as exc:

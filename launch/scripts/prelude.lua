@@ -98,7 +98,7 @@ end
 -- Takes a claimed run back out of its agent's hands.
 local function disown(id, queue)
   redis.call('ZREM', queue_key(queue, 'active'), id)
-  redis.call('HDEL', run_key(id), 'agent', 'locality', 'nonce', 'handle', 'image', 'started_at', 'released_at')
+  redis.call('HDEL', run_key(id), 'agent', 'locality', 'nonce', 'handle', 'image', 'started_at', 'released_at', 'submitting')
   revoke_tokens(id)
 end
 

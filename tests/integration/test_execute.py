@@ -617,6 +617,29 @@ def test_an_answer_lost_in_a_submit_starts_no_second_attempt_anywhere(bench: Ben
     assert len(lost) == 1
 
 
+def test_an_attempt_that_vanished_after_its_submit_is_not_started_a_second_time(bench: Bench, store: RunStore) -> None:
+    """Its agent died before it recorded the handle, and the container was removed behind our back."""
+    died = threading.Event()
+
+    def fall_silent(at: str, _: str) -> None:
+        if at == "record":
+            died.set()
+            threading.Event().wait(60)
+
+    run_id = bench.enqueue()
+    bench.ring(bench.agent(at_step=fall_silent, runner=bench.another_runner()))
+    assert died.wait(10)
+    bench.runner.lose(run_id)
+    bench.supervise(bench.agent())
+    wait_until(lambda: bench.target.attempts)
+    bench.runner.end(run_id)
+
+    run = bench.final(run_id)
+    assert (run.state, run.attempt) == (RunState.FINISHED, 2)
+    assert [attempt.plan.name[-2:] for attempt in bench.target.started] == ["-1", "-2"]
+    assert "its target knows nothing of it" in run.attempts[0].cause.message
+
+
 def _lose_once(lost: list[int]) -> None:
     if not lost:
         lost.append(1)
