@@ -71,7 +71,7 @@ class Fleet:
         self.store = store
         self.environment = {"LAUNCH_BROKER_URL": redis_url, "LAUNCH_HOME": str(home)}
         self._folder = folder
-        self._agents: list[AgentProcess] = []
+        self.agents: list[AgentProcess] = []
 
     def start(
         self, *queues: str, max_jobs: int = 1, name: str = "agent", options: tuple[str, ...] = ()
@@ -81,12 +81,12 @@ class Fleet:
         queue_options = [item for queue in queues for item in ("-q", queue)]
         agent = AgentProcess(
             self.environment,
-            self._folder / f"agent-{len(self._agents)}.log",
+            self._folder / f"agent-{len(self.agents)}.log",
             *queue_options,
             *("--max-jobs", str(max_jobs), "--name", name),
             *(options or ("--tracking-url", "http://127.0.0.1:9")),
         )
-        self._agents.append(agent)
+        self.agents.append(agent)
         wait_until(
             lambda: agent.process.poll() is not None or {found.id for found in self.store.agents()} - known,
             what="the agent's first heartbeat",
@@ -95,7 +95,7 @@ class Fleet:
         return agent
 
     def end(self) -> None:
-        for agent in self._agents:
+        for agent in self.agents:
             if agent.process.poll() is None:
                 agent.terminate()
 

@@ -290,3 +290,21 @@ def test_the_finished_log_is_one_file_of_json_lines(client: Client, fleet: Fleet
     assert record.log_archive is not None
     chunks = [json.loads(line) for line in client.artifacts.get_bytes(record.log_archive).splitlines()]
     assert {chunk["s"] for chunk in chunks} >= {"stdout", "stderr"}
+
+
+def test_a_paused_queue_gives_out_runs_again_at_once(client: Client, fleet: Fleet, store: RunStore) -> None:
+    """The agent is told; its next round would come half a minute later."""
+    store.set_paused("q", True)
+    fleet.environment["LAUNCH_HEARTBEAT_S"] = "30"
+    fleet.environment["LAUNCH_DEAD_AFTER_S"] = "90"
+    fleet.start("q")
+    run = client.enqueue(command=["true"], queue="q", tracking="optional")
+    agent_log = fleet.agents[0].log
+    wait_until(lambda: "gives out no run now (paused)" in agent_log.read_text(), what="the agent's silence")
+    resumed = store.now()
+    store.set_paused("q", False)
+    run.wait(timeout_s=20)
+
+    claimed_at = store.record(run.id).claimed_at
+    assert claimed_at is not None
+    assert claimed_at - resumed < 2.0
