@@ -125,6 +125,8 @@ def connect(url: str, *, timeout_s: float = 5.0) -> LaunchRedis:
     """
     options: dict[str, Any] = {
         "decode_responses": True,
+        # Anybody can put bytes that are no text on a queue's list; they must come back as they are to be removed.
+        "encoding_errors": "surrogateescape",
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
         "health_check_interval": 30,

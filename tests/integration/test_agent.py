@@ -7,36 +7,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from launch.client import Client
 from launch.models import RunState
-from launch.settings import read_settings
 from launch.store import RunStore
-from tests.agents import Fleet, a_fleet, wait_until
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture
-def fleet(store: RunStore, redis_url: str, home: Path, tmp_path: Path) -> Iterator[Fleet]:
-    with a_fleet(store, redis_url, home, tmp_path) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def client(store: RunStore, redis_url: str, home: Path) -> Iterator[Client]:
-    settings = read_settings({"LAUNCH_BROKER_URL": redis_url, "LAUNCH_HOME": str(home)})
-    with Client(settings=settings) as client:
-        client.create_queue("q", resource="process")
-        client.create_queue("r", resource="process")
-        yield client
+from tests.agents import Fleet, wait_until
 
 
 @pytest.fixture

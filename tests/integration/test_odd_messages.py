@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 from celery import Celery
 
 from launch.client import Client
 from launch.models import RunState
-from launch.settings import read_settings
 from launch.store import RunStore
-from tests.agents import Fleet, a_fleet, wait_until
+from tests.agents import Fleet, wait_until
 
 SPEC = {"command": ["true"], "tracking": "optional"}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture
-def fleet(store: RunStore, redis_url: str, home: Path, tmp_path: Path) -> Iterator[Fleet]:
-    with a_fleet(store, redis_url, home, tmp_path) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def client(store: RunStore, redis_url: str, home: Path) -> Iterator[Client]:
-    with Client(settings=read_settings({"LAUNCH_BROKER_URL": redis_url, "LAUNCH_HOME": str(home)})) as client:
-        client.create_queue("q", resource="process")
-        yield client
 
 
 def send(app: Celery, **options: Any) -> str:
@@ -89,7 +68,7 @@ def test_odd_messages_become_failed_runs_or_nothing_and_the_next_run_goes_on(
             run = client.enqueue(command=["true"], queue="q", tracking="optional").wait(timeout_s=30)
             assert run.state is RunState.FINISHED, what
 
-    wait_until(lambda: store.messages("q") == (0, 0))
+    wait_until(lambda: store.messages("q") == (0, 0), what=f"the end of {list(store.peek('q'))}")
     assert "starting it anew" not in agent.log.read_text()
     said = {run.id: run.cause.message for run in client.runs(state="failed", limit=100) if run.cause}
     assert any("eta" in message for message in said.values())
