@@ -7,8 +7,13 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["services"]
+
+# How long an example takes says nothing on a machine that does other things as well.
+settings.register_profile("openlaunch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("openlaunch")
 
 MAY_BE_SKIPPED_IN_CI = ("macOS", "GPU")
 """What CI's machines are not: a skip there must name one of these, anything else fails."""

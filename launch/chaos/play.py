@@ -26,8 +26,8 @@ _TICK_S = 0.05
 _TELL_S = 10.0
 _START_S = 60.0
 _STILL_S = 150.0
-"""How long nothing may change before what is left is taken for stuck: an agent sweeps its target every 30 s, and leaves
-what a run has left for 60 s to whoever ended the run; Celery gives back a dead worker's message within 70 s."""
+"""How long nothing may change before what is left is taken for stuck: Celery gives back a dead worker's message within
+70 s, and a worker that has died often is started again after 30 s."""
 _MOST_STORIES = 5
 _PACE = 0.5
 """Of the time that faults are spread over, the part in which all runs would be enqueued if Redis were never away."""

@@ -21,9 +21,7 @@ _MOST_LINES = 120
 def story(world: World, run_id: str, ledger: list[Entry]) -> str:
     """Return a run's record and a timeline of its events, its ledger, what agents said of it and what was done then."""
     told = [*_load(world, run_id), *_events(world, run_id), *_ledger(run_id, ledger), *_agents(world, run_id)]
-    if told:
-        since, until = min(told)[0] - _AROUND_S, max(told)[0] + _AROUND_S
-        told += [(at, text) for at, text in _faults(world) if since <= at <= until]
+    told += [(at, text) for at, text in _faults(world) if any(abs(at - when) < _AROUND_S for when, _ in told)]
     lines = [f"{_clock(at)}  {text}" for at, text in sorted(told)]
     if len(lines) > _MOST_LINES:
         lines[_MOST_LINES // 2 : -_MOST_LINES // 2] = ["..."]
@@ -73,7 +71,8 @@ def _agents(world: World, run_id: str) -> Iterator[tuple[float, str]]:
 def _faults(world: World) -> Iterator[tuple[float, str]]:
     for line in (world.folder / "faults.log").read_text().splitlines():
         at, _, text = line.partition(" ")
-        yield float(at), f"FAULT   {text}"
+        if not text.startswith("not now"):
+            yield float(at), f"FAULT   {text}"
 
 
 def _clock(at: float) -> str:

@@ -13,6 +13,8 @@ from launch.records import RunEvent
 
 _TIE_S = 0.002
 """Two events this close may have been seen in either order."""
+_PAUSE_IS_OVER = "its pause is over"
+"""The note of ``launch/scripts/promote.lua``."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class _Span(NamedTuple):
 def waiting_spans(record: RunRecord, events: Iterable[RunEvent]) -> list[_Span]:
     """Return when a run surely waited in its queue: from enqueueing or return to its claim or end.
 
-    A run that pauses before a retry is not waiting in line at first, and no event says when it is again.
+    A run that pauses before a retry is not waiting in line until an event says that its pause is over.
     """
     spans: list[_Span] = []
     since: float | None = record.created_at
@@ -124,14 +126,14 @@ def waiting_spans(record: RunRecord, events: Iterable[RunEvent]) -> list[_Span]:
         if event.state is not RunState.QUEUED:
             spans += [_Span(record.id, since, event.at)] if since is not None else []
             since, attempt = None, event.attempt
-        elif since is None and not (_is_retry(event, attempt) and record.spec.retry.backoff_s > 0):
+        elif since is None and not _pauses(event, attempt, record):
             since = event.at
     return spans if since is None else [*spans, _Span(record.id, since, float("inf"))]
 
 
-def _is_retry(event: RunEvent, attempt: int) -> bool:
+def _pauses(event: RunEvent, attempt: int, record: RunRecord) -> bool:
     """Whether a run came back because its attempt failed; one whose target was away gets its attempt back."""
-    return event.attempt == attempt
+    return event.attempt == attempt and event.note != _PAUSE_IS_OVER and record.spec.retry.backoff_s > 0
 
 
 def _claims(events: Iterable[RunEvent]) -> list[float]:

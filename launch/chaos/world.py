@@ -36,6 +36,8 @@ QUICK = {
     "LAUNCH_DEAD_AFTER_S": "2.5",
     "LAUNCH_RECONCILE_S": "1",
     "LAUNCH_CONNECT_TIMEOUT_S": "3",
+    "LAUNCH_SWEEP_S": "5",
+    "LAUNCH_LEFTOVER_S": "10",
 }
 """Short lives, so that it all fits in minutes; the code is the same."""
 

@@ -160,6 +160,10 @@ def test_a_run_that_pauses_before_its_retry_is_not_in_line() -> None:
         return [(span.since, span.until) for span in found]
 
     assert spans(pausing, 1) == [(1.0, 10.0)]
+    over = RunEvent("9", 12.5, RunState.QUEUED, 1, "its pause is over")
+    back, *rest = events(*moves[1:], attempt_when_queued=1)
+    promoted = waiting_spans(pausing, [*events(moves[0]), back, over, *rest])
+    assert [(span.since, span.until) for span in promoted] == [(1.0, 10.0), (12.5, 14.0)]
     assert spans(pausing, 0) == spans(at_once, 1) == [(1.0, 10.0), (10.5, 14.0)]
 
 
