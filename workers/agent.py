@@ -110,7 +110,8 @@ class Agent:
 
     def check(self) -> list[Problem]:
         """Return what keeps this agent from serving its queues, each with its fix."""
-        return [*self.targets.problems(), *self._server.problems()]
+        # A target that is away cannot say where its jobs would reach the server.
+        return self.targets.problems() or self._server.problems(self.targets.runners())
 
     def _recheck(self, spec: LaunchSpec) -> None:
         """Refuse a launch whose effective config is not what its queue and its override give."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from launch.errors import TemporaryError
@@ -23,11 +24,19 @@ class ServerAccess:
         self._url = url
         self._keys = TrackingStore(store.redis)
 
-    def problems(self) -> list[Problem]:
-        """Return why tracked jobs could not start now."""
-        if self._url or self._store.server_urls():
+    def problems(self, runners: Iterable[Runner]) -> list[Problem]:
+        """Return why tracked jobs of these targets could not start now."""
+        if self._url:
             return []
-        return [Problem("no tracking server is up, so tracked jobs cannot start", "launch server, or launch up")]
+        if not self._store.server_urls():
+            return [Problem("no tracking server is up, so tracked jobs cannot start", "launch server, or launch up")]
+        problems = []
+        for runner in runners:
+            try:
+                self.url_for(runner, runner.Options())
+            except TemporaryError as exc:
+                problems.append(Problem(f"jobs of {runner.name} cannot reach the tracking server", str(exc)))
+        return problems
 
     def issue_key(self, run_id: str, attempt: int) -> str:
         """Return a new key with which an attempt, and nobody else, may write the run's tracking."""

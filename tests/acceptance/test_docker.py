@@ -243,3 +243,19 @@ def test_an_engine_that_is_away_is_named_with_its_fix(here: Installation, tmp_pa
     assert done.returncode == 3
     assert "nothing.sock" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_agent_whose_jobs_could_not_reach_the_tracking_server_says_where_it_should_listen(
+    tmp_path: Path, redis_url: str, docker_host: str, engine: docker.APIClient
+) -> None:
+    installation = Installation(tmp_path, redis_url, docker_host)
+    installation.start("server")
+    wait_until(installation.client.store.server_urls, what="the tracking server")
+    installation.launch("queue", "create", "gpu-box", "--resource", "docker")
+    argv = Installation._argv(("agent", "-q", "gpu-box"))
+    done = subprocess.run(argv, env=installation.environment, capture_output=True, text=True, timeout=60)
+    installation.end()
+
+    gateway = engine.inspect_network("bridge")["IPAM"]["Config"][0]["Gateway"]
+    assert done.returncode == 3
+    assert f"launch server --host {gateway}" in done.stderr
