@@ -179,6 +179,9 @@ class PrivateEngine(Engine):
     def end(self) -> None:
         """End it and its containers."""
         self._end(signal.SIGTERM)
+        for pid in _shims(self.folder):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         # What a killed engine had mounted stays mounted; the innermost first.
         for mounted in sorted(_mounts_below(self.folder), reverse=True):
             subprocess.run([_program("umount"), mounted], capture_output=True, check=False)
@@ -218,6 +221,18 @@ def _forget_dead(pidfile: Path) -> None:
         stat = Path(f"/proc/{int(pidfile.read_text())}/stat")
         if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX":
             pidfile.unlink()
+
+
+def _shims(folder: Path) -> list[int]:
+    """Return the processes that stood between a killed engine and its containers, which the next one did not find."""
+    address = str(folder / "exec" / "containerd" / "containerd.sock").encode()
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (place / "cmdline").read_bytes().split(b"\0")
+            if words[0].endswith(b"containerd-shim-runc-v2") and address in words:
+                found.append(int(place.name))
+    return found
 
 
 def _mounts_below(folder: Path) -> list[str]:

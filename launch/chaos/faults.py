@@ -237,7 +237,7 @@ class Injector:
         engine = self._world.engine
         if not isinstance(engine, PrivateEngine) or not engine.answers():
             return None
-        self._world.engine_kills.append(time.time())
+        self._world.engine_kills.append(time.clock_gettime(time.CLOCK_BOOTTIME))
         engine.kill()
         live_restore = fault.luck < 0.5
         self._later(fault.lasts_s, "Docker engine started", lambda: engine.start(live_restore=live_restore))

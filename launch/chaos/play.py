@@ -14,7 +14,7 @@ from launch.chaos.load import Load
 from launch.chaos.plan import ChaosOptions, schedule
 from launch.chaos.probe import probe_slots
 from launch.chaos.story import story
-from launch.chaos.verdict import Breach, Evidence, judge
+from launch.chaos.verdict import Breach, Evidence, judge, running_at
 from launch.chaos.world import World
 from launch.errors import LaunchError, TemporaryError
 from launch.models import RunRecord, RunState
@@ -145,23 +145,18 @@ def _evidence(world: World, load: Load) -> Evidence:
     run_ids = sorted({name.partition(":")[0] for name in names})
     records: dict[str, RunRecord] = {record.id: record for record in world.store.records(run_ids)}
     events: dict[str, list[RunEvent]] = {run_id: list(world.store.read_events(run_id)) for run_id in records}
+    ledger = _read_ledger(world)
+    containers = {run_id for run_id, record in records.items() if record.spec.resource == "docker"}
     return Evidence(
         acknowledged={run_id: wanted.how for run_id, wanted in load.known.acknowledged.items()},
         stopped=frozenset(load.known.stopped),
         records=records,
         events=events,
-        ledger=_read_ledger(world),
+        ledger=ledger,
         limits={queue.name: queue.max_concurrent for queue in world.queues if queue.max_concurrent},
         logs=_logs(world, load, records),
-        unheard=frozenset(run_id for run_id, record in records.items() if _lost_its_engine(world, record)),
+        unheard=running_at(ledger, world.engine_kills) & containers,
     )
-
-
-def _lost_its_engine(world: World, record: RunRecord) -> bool:
-    if record.spec.resource != "docker" or record.started_at is None:
-        return False
-    until = record.ended_at or time.time()
-    return any(record.started_at - 1 <= at <= until + 1 for at in world.engine_kills)
 
 
 def _logs(world: World, load: Load, records: Mapping[str, RunRecord]) -> dict[str, tuple[Sequence[str], Sequence[str]]]:

@@ -13,6 +13,8 @@ from launch.records import RunEvent
 
 _TIE_S = 0.002
 """Two events this close may have been seen in either order."""
+_SLACK_S = 1.0
+"""What a job writes just before or after may be on its way still."""
 _PAUSE_IS_OVER = "its pause is over"
 """The note of ``launch/scripts/promote.lua``."""
 
@@ -47,6 +49,20 @@ class Evidence:
     """``{run id: (lines its job wrote, lines of its log)}`` of finished runs."""
     unheard: frozenset[str] = frozenset()
     """Runs in containers whose engine was killed meanwhile: nobody hears what a container says without its engine."""
+
+
+def running_at(ledger: Iterable[Entry], times: Iterable[float]) -> frozenset[str]:
+    """Return the runs whose jobs ran, by their own word, at one of the times: seconds since the machine started."""
+    times = sorted(times)
+    starts: dict[tuple[str, int], float] = {}
+    ends: dict[tuple[str, int], float] = {}
+    for entry in ledger:
+        (starts if entry.what == "start" else ends)[entry.run_id, entry.attempt] = entry.uptime_s
+    return frozenset(
+        run_id
+        for (run_id, attempt), since in starts.items()
+        if any(since - _SLACK_S <= at <= ends.get((run_id, attempt), at) + _SLACK_S for at in times)
+    )
 
 
 def judge(evidence: Evidence) -> list[Breach]:

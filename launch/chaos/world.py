@@ -109,7 +109,7 @@ class World:
         self.client = Client(settings=read_settings(self.environment))
         self.agents: list[AgentProcess] = []
         self.engine_kills: list[float] = []
-        """When the Docker engine was killed, in Unix seconds."""
+        """When the Docker engine was killed, in seconds since the machine started, as in the ledger."""
 
     @property
     def store(self) -> RunStore:

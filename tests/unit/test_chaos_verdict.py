@@ -10,7 +10,7 @@ from launch.chaos.ledger import Entry
 from launch.chaos.plan import ChaosOptions
 from launch.chaos.play import Outcome
 from launch.chaos.report import PROMISES, as_rows
-from launch.chaos.verdict import Breach, Evidence, judge, waiting_spans
+from launch.chaos.verdict import Breach, Evidence, judge, running_at, waiting_spans
 from launch.models import Cause, CauseKind, CommandSource, Job, LaunchSpec, Priority, RetryPolicy, RunRecord, RunState
 from launch.records import RunEvent
 
@@ -181,6 +181,20 @@ def test_a_log_with_a_gap_or_a_repeat_is_seen() -> None:
     deaf = replace(clean(), unheard=frozenset({"r1"}))
     assert judge(replace(deaf, logs={"r1": (good[0], ["line 2"])})) == [], "its engine was dead meanwhile"
     assert told(judge(replace(deaf, logs={"r1": (good[0], ["line 2", "line 1"])})))
+
+
+def test_what_a_container_says_without_its_engine_may_be_missing_but_not_doubled() -> None:
+    first = [Entry("start", "r1", 1, 7, 100.0, 0), Entry("end", "r1", 1, 7, 105.0, 1)]
+    ledger = [*first, Entry("start", "r2", 1, 7, 110.0, 2)]
+    assert running_at(ledger, [103.0]) == {"r1"}
+    assert running_at(ledger, [107.5]) == frozenset()
+    assert running_at(ledger, [300.0]) == {"r2"}
+
+    def breaches(logged: list[str]) -> int:
+        return len(judge(replace(clean(), logs={"r1": (["line 1", "line 2"], logged)}, unheard=frozenset({"r1"}))))
+
+    assert breaches(["line 1"]) == breaches(["line 2"]) == 0
+    assert breaches(["line 1", "line 1"]) == breaches(["line 2", "line 1"]) == 1
 
 
 def test_the_table_says_of_each_promise_whether_it_was_kept() -> None:
