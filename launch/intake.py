@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from launch.checking import parse
 from launch.durations import duration, parse_duration
 from launch.errors import ConfigError, RequestError
 from launch.models import (
@@ -25,7 +26,6 @@ from launch.models import (
     QueueSpec,
     Tracking,
     new_run_id,
-    parse,
 )
 from launch.plugins import Runner, runner_class
 from launch.records import spec_to_json

@@ -15,18 +15,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
+from launch.checking import closest, did_you_mean
 from launch.errors import ConfigError, NotFoundError
-from launch.models import (
-    Alias,
-    CodeSource,
-    Job,
-    JobName,
-    JobVersion,
-    RetryPolicy,
-    Tracking,
-    closest,
-    did_you_mean,
-)
+from launch.models import Alias, CodeSource, Job, JobName, JobVersion, RetryPolicy, Tracking
 from launch.requirements import read_requirements, requirement_notes
 from launch.scripted import P, Scripted
 from launch.snapshots import MAX_BYTES, Snapshot, snapshot

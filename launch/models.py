@@ -1,106 +1,36 @@
 """What a job, a launch, a queue and a run *are*: frozen data, checked on the way in. No I/O here.
 
-Everything that is stored or sent is one of these models; every agent, server and client reads the same shape. Unknown
-keys are errors, and :func:`parse` turns a failed check into a :class:`~launch.errors.ConfigError` that names the path,
-the value and, for a misspelt key, the key that was probably meant.
+Everything that is stored or sent is one of these models; every agent, server and client reads the same shape. What is
+wrong with data that does not fit is said by :mod:`launch.checking`.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 import secrets
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
+from launch.checking import Model, matching
 from launch.errors import ConfigError
 
 SCHEMA_VERSION = 1
 MAX_SPEC_BYTES = 1 << 20
-RUN_ID_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+RUN_ID_PATTERN = "[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?"
+_NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_.-]{0,%d}"
+_NAME_MEANING = "1 to %d of letters, digits, '_', '.' and '-', starting with a letter or digit"
 
-RunId = Annotated[str, StringConstraints(pattern=RUN_ID_PATTERN)]
-QueueName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-JobName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
-Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-
-_PATTERN_MEANING = {
-    RUN_ID_PATTERN: "1 to 40 of a-z, 0-9 and '-', neither starting nor ending with '-'",
-    r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$": "1 to 64 of letters, digits, '_', '.' and '-', "
-    "starting with a letter or digit",
-    r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$": "1 to 128 of letters, digits, '_', '.' and '-', "
-    "starting with a letter or digit",
-    r"^[0-9a-f]{64}$": "64 lower-case hexadecimal digits",
-    r"^x\d+(\.\d+)?$": "a multiple, such as 'x1.5'",
-}
-
-
-class Model(BaseModel):
-    """A frozen record; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def parse(model: type[M], data: Any, *, where: str) -> M:
-    """Return ``data`` checked as ``model``.
-
-    Args:
-        model: the pydantic model the data should be.
-        data: a mapping, usually read from YAML, JSON or a call's keyword arguments.
-        where: what the data is, for the message: ``"queues.yaml: queues/gpu"`` or ``"--config"``.
-
-    Raises:
-        ConfigError: one line a problem, each starting with ``where`` and the path to the value.
-    """
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: should be a mapping, not {_shown(data)}")
-    try:
-        return model.model_validate(data)
-    except ValidationError as exc:
-        lines = [_explain(model, error, where) for error in exc.errors(include_url=False)]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from exc
-
-
-def _explain(model: type[BaseModel], error: Any, where: str) -> str:
-    path = "/".join([where, *(str(part) for part in error["loc"] if not str(part).startswith("function-"))])
-    kind, value = error["type"], error.get("input")
-    if kind == "extra_forbidden":
-        return f"{path}: unknown key{did_you_mean(str(error['loc'][-1]), known_keys(model))}"
-    if kind == "missing":
-        return f"{path}: is required"
-    if kind == "string_pattern_mismatch":
-        pattern = error["ctx"]["pattern"]
-        return f"{path}: should be {_PATTERN_MEANING.get(pattern, f'like {pattern}')}, not {_shown(value)}"
-    if kind in ("value_error", "assertion_error"):
-        return f"{path}: {error['ctx']['error']}"
-    message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{path}: {message.replace('input should', 'should')}, not {_shown(value)}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def known_keys(model: type[BaseModel]) -> list[str]:
-    """Return the keys a model accepts, aliases instead of field names where it has them."""
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """Return ``"; did you mean 'x'?"``, or what there is, to end an error about an unknown word."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there are: {', '.join(sorted(known))}" if known else ""
+RunId = Annotated[str, matching(RUN_ID_PATTERN, "1 to 40 of a-z, 0-9 and '-', neither starting nor ending with '-'")]
+Name = Annotated[str, matching(_NAME_PATTERN % 63, _NAME_MEANING % 64)]
+"""What queues, aliases and agents are called."""
+QueueName = Name
+Alias = Name
+JobName = Annotated[str, matching(_NAME_PATTERN % 127, _NAME_MEANING % 128)]
+Digest = Annotated[str, matching("[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
 
 
 def new_run_id() -> str:
@@ -120,7 +50,7 @@ class RetryRule(Model):
     """How often a run is tried again after one kind of failure; a bare number is ``times``."""
 
     times: Annotated[int, Field(ge=0, le=1000)] = 0
-    memory: Annotated[str, StringConstraints(pattern=r"^x\d+(\.\d+)?$")] | None = None
+    memory: Annotated[str, matching(r"x\d+(\.\d+)?", "a multiple, such as 'x1.5'")] | None = None
     """Memory for the next attempt, as a multiple of this one's: ``"x1.5"``."""
 
     @property
@@ -496,11 +426,6 @@ class RunRecord(Model):
     def id(self) -> str:
         """The run's id."""
         return self.spec.run_id
-
-
-def closest(word: str, known: Sequence[str]) -> str | None:
-    """Return the known word nearest to a misspelt one, or none."""
-    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), None)
 
 
 def is_run_id(text: str) -> bool:

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Unpack
 
+from launch.checking import did_you_mean
 from launch.connected import Connected, author
 from launch.errors import ConfigError, ConflictError, NotFoundError
-from launch.models import CauseKind, LaunchSpec, RunRecord, RunState, did_you_mean, new_run_id
+from launch.models import CauseKind, LaunchSpec, RunRecord, RunState, new_run_id
 from launch.relaunch import Changes, again, edited
 from launch.watch import Run, who
 

@@ -20,8 +20,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
+from launch.checking import did_you_mean
 from launch.errors import ConfigError
-from launch.models import CauseKind, did_you_mean
+from launch.models import CauseKind
 
 LogStream = Literal["stdout", "stderr", "build"]
 MASK = "********"

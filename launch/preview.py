@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launch.models import CodeSource, ImageSource, LaunchSpec, parse
+from launch.checking import parse
+from launch.models import CodeSource, ImageSource, LaunchSpec
 from launch.plugins import Attempt, Runner, TargetContext, runner_class
 from launch.resolve import BUILDER, macro_values, render_macros
 from launch.tracking import tracking_env

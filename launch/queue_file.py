@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from launch.checking import did_you_mean
 from launch.errors import ConfigError, ConflictError, LaunchError
-from launch.models import Limits, QueueSpec, RetryPolicy, did_you_mean
+from launch.models import Limits, QueueSpec, RetryPolicy
 from launch.queue_spec import LIMITS, QueueSettings, queue_spec
 
 _SHOWN = ("config", "overrides", "priorities", "max_concurrent")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from launch.checking import did_you_mean, parse
 from launch.durations import parse_duration
 from launch.errors import ConfigError
-from launch.models import Limits, QueueSpec, RetryPolicy, RetryRule, did_you_mean, parse
+from launch.models import Limits, QueueSpec, RetryPolicy, RetryRule
 from launch.plugins import Runner, runner_class
 from launch.request import json_mapping
 from launch.resolve import canonical, check_config, own_section, refuse_unknown

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from launch.broker import encode_bell, encode_request, message_lists
+from launch.checking import did_you_mean
 from launch.errors import ConflictError, NotFoundError
-from launch.models import LaunchSpec, QueueSpec, did_you_mean
+from launch.models import LaunchSpec, QueueSpec
 from launch.records import QueueCounts
 from launch.scripted import P, Scripted
 

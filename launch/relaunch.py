@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
+from launch.checking import parse
 from launch.intake import cached_runner_class, check_runs_images, check_size, own_limits, own_override, priority_in
-from launch.models import LaunchSpec, QueueSpec, parse
+from launch.models import LaunchSpec, QueueSpec
 from launch.request import json_mapping
 from launch.resolve import merge, resolve
 

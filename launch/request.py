@@ -9,8 +9,9 @@ from typing import Any, Required, TypedDict
 
 from pydantic import field_validator
 
+from launch.checking import Model, parse
 from launch.errors import ConfigError
-from launch.models import ImageSource, Job, Model, Tracking, parse
+from launch.models import ImageSource, Job, Tracking
 from launch.resolve import as_json
 
 

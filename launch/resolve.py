@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel
 
+from launch.checking import did_you_mean, known_keys, parse
 from launch.errors import ConfigError
-from launch.models import LaunchSpec, OverrideRule, QueueSpec, did_you_mean, known_keys, parse
+from launch.models import LaunchSpec, OverrideRule, QueueSpec
 
 Origin = Literal["queue", "launch"]
 

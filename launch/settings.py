@@ -16,8 +16,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import Field
 
+from launch.checking import Model, parse
 from launch.errors import ConfigError
-from launch.models import Model, parse
 
 
 def default_home() -> Path:

@@ -100,7 +100,7 @@ class Agent:
             installation=installation,
             home=settings.home,
             artifacts=artifacts,
-            tracking=self._server,
+            server=self._server,
             targets=self.targets,
             recheck=self._recheck,
             log_cap_chars=settings.log_cap_chars,

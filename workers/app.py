@@ -20,9 +20,9 @@ from celery.worker.consumer.tasks import Tasks
 
 from launch.broker import TASK_NAME, celery_queue, launch_queue, make_app, read_message
 from launch.chaos.fault_points import fault_points
+from launch.checking import parse
 from launch.embedded import broker_url
 from launch.errors import ConfigError, LaunchError
-from launch.models import parse
 from launch.settings import settings
 from launch.store import RunStore
 from workers.agent import Agent

@@ -15,14 +15,13 @@ from typing import Any
 from celery import signals
 from celery.exceptions import CPendingDeprecationWarning
 
+from launch.broker import celery_queue
 from workers.agent import new_agent_id
 from workers.app import CeleryDoorbells, build_app
-from workers.config import ENV_CONFIG, AgentConfig
+from workers.config import ENV_BROKER, ENV_CONFIG, ENV_DRAIN, AgentConfig
 
 log = logging.getLogger(__name__)
 
-ENV_BROKER = "LAUNCH_BROKER_URL"
-ENV_DRAIN = "LAUNCH_AGENT_DRAIN"
 EXIT_STUCK = 70
 """The exit code of a worker that no longer hears its broker, or whose heart stands still."""
 
@@ -40,7 +39,7 @@ def main() -> None:
     app = build_app(os.environ[ENV_BROKER])
     worker = app.Worker(
         hostname=f"{new_agent_id(config.name)}@{platform.node()}",
-        queues=[f"launch.{queue}" for queue in config.queues],
+        queues=[celery_queue(queue) for queue in config.queues],
         # The pool has nothing to do: see workers.app.
         concurrency=1,
         pool_cls="threads",

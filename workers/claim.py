@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from launch.errors import LostClaimError, TemporaryError
 from launch.models import Cause, LaunchSpec, RetryRule, RunState
@@ -15,6 +15,8 @@ from launch.records import LogEntry
 from launch.store import Claimed, RunStore
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _RETRY_S = 0.5
 
@@ -107,40 +109,40 @@ class Claim:
 
     def advance(self, to: RunState | None = None, *, note: str = "", **fields: str | None) -> None:
         """See :meth:`RunStore.advance`."""
-        self._insist(lambda: self.store.advance(self.id, self.fence, to, note=note, **fields))
+        self.insist(lambda: self.store.advance(self.id, self.fence, to, note=note, **fields))
 
     def finish(self, state: RunState, cause: Cause, *, log_archive: str | None = None) -> None:
         """See :meth:`RunStore.finish`."""
-        self._insist(lambda: self.store.finish(self.id, self.fence, state, cause, log_archive=log_archive))
+        self.insist(lambda: self.store.finish(self.id, self.fence, state, cause, log_archive=log_archive))
 
     def unclaim(self, *, note: str) -> None:
         """See :meth:`RunStore.unclaim`."""
-        self._insist(lambda: self.store.unclaim(self.record, self.fence, note=note))
+        self.insist(lambda: self.store.unclaim(self.record, self.fence, note=note))
 
     def retry(self, cause: Cause, *, log_archive: str | None, rule: RetryRule) -> None:
         """See :meth:`RunStore.retry`."""
-        self._insist(lambda: self.store.retry(self.record, self.fence, cause, log_archive=log_archive, rule=rule))
+        self.insist(lambda: self.store.retry(self.record, self.fence, cause, log_archive=log_archive, rule=rule))
 
     def next_attempt(self, cause: Cause) -> None:
         """See :meth:`RunStore.next_attempt`."""
-        self._insist(lambda: self.store.next_attempt(self.record, self.fence, cause))
+        self.insist(lambda: self.store.next_attempt(self.record, self.fence, cause))
         self.refresh()
 
     def append_log(self, chunks: list[tuple[str, str]], **position: Any) -> None:
         """See :meth:`RunStore.append_log`."""
-        self._insist(lambda: self.store.append_log(self.id, self.fence, chunks, **position))
+        self.insist(lambda: self.store.append_log(self.id, self.fence, chunks, **position))
 
     def newest_log(self) -> list[LogEntry]:
         """Return the end of what Redis holds of the log."""
-        return list(self._insist(lambda: self.store.newest_log(self.id)))
+        return self.insist(lambda: self.store.newest_log(self.id))
 
     def build_log(self) -> list[LogEntry]:
         """Return what the build wrote, as far as Redis holds it."""
-        return list(self._insist(lambda: self.store.whole_log(self.id, stream="build")))
+        return self.insist(lambda: self.store.whole_log(self.id, stream="build"))
 
     def refresh(self) -> None:
         """Read the record again."""
-        self.record = self._insist(lambda: self.store.record(self.id))
+        self.record = self.insist(lambda: self.store.record(self.id))
 
     def guard(self, **fields: str | None) -> None:
         """Return when the run is surely still ours; called before each effect outside Redis.
@@ -158,22 +160,23 @@ class Claim:
                 return
             self.pause(_RETRY_S)
 
-    def _insist(self, write: Callable[[], Any]) -> Any:
+    def insist(self, ask: Callable[[], T], *, pause_s: float = _RETRY_S) -> T:
+        """Ask Redis or the target until it answers, the claim is lost or the agent lets go."""
         is_known = False
         while True:
             if self.is_detached:
                 raise DetachedError(self.id)
             try:
-                return write()
+                return ask()
             except TemporaryError as exc:
                 if not is_known:
                     log.warning("run %s: %s; trying again", self.id, exc)
                     is_known = True
-                self.pause(_RETRY_S)
+                self.pause(pause_s)
 
     def seconds_since(self, at: float | None) -> float:
         """Return how long ago a time of the record was, on Redis' clock; 0 for one that has not come yet."""
-        return 0.0 if at is None else max(0.0, float(self._insist(self.store.now)) - at)
+        return 0.0 if at is None else max(0.0, self.insist(self.store.now) - at)
 
     def pause(self, seconds: float) -> None:
         """Wait a while, or raise DetachedError as soon as the agent lets go."""

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
+from launch.checking import Model, parse
 from launch.errors import ConfigError
-from launch.models import Model, QueueName, parse
+from launch.models import Name, QueueName
 
 ENV_CONFIG = "LAUNCH_AGENT_CONFIG"
-"""The agent's configuration as JSON, from the parent process to its Celery worker."""
+"""The agent's configuration as JSON, from the parent process to its Celery worker. Likewise the others."""
+ENV_BROKER = "LAUNCH_BROKER_URL"
+ENV_DRAIN = "LAUNCH_AGENT_DRAIN"
+"""Set: SIGTERM waits for the runs in hand."""
 
 
 def _host_name() -> str:
@@ -24,9 +28,7 @@ def _host_name() -> str:
 class AgentConfig(Model):
     """An agent's configuration; ``config/agent.yaml`` is the annotated example."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = Field(
-        default_factory=_host_name
-    )
+    name: Name = Field(default_factory=_host_name)
     """What people call it; several agents may share a name."""
 
     queues: tuple[QueueName, ...] = ()

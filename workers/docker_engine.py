@@ -19,8 +19,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from launch.checking import Model
 from launch.errors import LaunchError, TemporaryError
-from launch.models import Model
 from launch.plugins import Problem
 from workers.docker_streams import PAUSE_S, json_lines, read_with_pauses
 

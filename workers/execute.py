@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from launch.artifacts import ArtifactStore
+from launch.checking import parse
 from launch.errors import (
     BrokerAwayError,
     BuildError,
@@ -27,29 +28,17 @@ from launch.errors import (
     PullError,
     TemporaryError,
 )
-from launch.models import (
-    Cause,
-    CauseKind,
-    CodeSource,
-    CommandSource,
-    ImageSource,
-    Job,
-    LaunchSpec,
-    RunState,
-    Tracking,
-    parse,
-)
+from launch.models import Cause, CauseKind, CodeSource, CommandSource, ImageSource, Job, LaunchSpec, RunState, Tracking
 from launch.plugins import Attempt, Build, BuildRequest, Phase, Plan, Runner, Status, attempt_name
 from launch.resolve import macro_values, render_macros
 from launch.tracking import tracking_env
 from workers.claim import Claim, DetachedError
 from workers.conclude import conclude, retry_rule
 from workers.logs import LogPump, LogWriter
+from workers.server_access import ServerAccess
 from workers.targets import Target, Targets
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _LOOK_UP_S = 5.0
 """How often a thread that waits for an attempt's end looks at time limits."""
@@ -59,22 +48,6 @@ _LOG_END_S = 60.0
 """How long the log of an ended attempt may take to arrive in full."""
 
 
-class TrackingServer(Protocol):
-    """What the agent knows of the tracking server."""
-
-    def url_for(self, runner: Runner, options: Any) -> str | None:
-        """Return where a job at this target reaches the server, none if it cannot ever.
-
-        Raises:
-            TemporaryError: it could, but the server is not up.
-        """
-        ...
-
-    def issue_key(self, run_id: str, attempt: int) -> str:
-        """Return a new key with which an attempt, and nobody else, may write the run's tracking."""
-        ...
-
-
 @dataclass(frozen=True)
 class Tools:
     """What an agent lends to the runs it carries."""
@@ -82,7 +55,7 @@ class Tools:
     installation: str
     home: Path
     artifacts: ArtifactStore
-    tracking: TrackingServer
+    server: ServerAccess
     targets: Targets
     recheck: Callable[[LaunchSpec], None]
     """Raises a ConfigError when the queue does not allow what the launch overrides."""
@@ -140,12 +113,12 @@ def _find_submitted(claim: Claim, tools: Tools, runner: Runner) -> str | None:
     if not claim.record.submitting:
         return None
     name = attempt_name(tools.installation, claim.id, claim.record.attempt)
-    handle = _insist(claim, runner.find).get(name)
+    handle = claim.insist(runner.find, pause_s=_AWAY_S).get(name)
     if handle is None:
         message = "The agent died while submitting it, and its target knows nothing of it."
         claim.next_attempt(Cause(kind=CauseKind.HOST_LOST, message=message))
         return None
-    if _insist(claim, lambda: runner.status([handle])[handle]).phase is Phase.STARTING:
+    if claim.insist(lambda: runner.status([handle])[handle], pause_s=_AWAY_S).phase is Phase.STARTING:
         return None  # left half made, never started: a submit begins it anew
     claim.advance(RunState.RUNNING, note="found at its target", handle=handle)
     return handle
@@ -272,7 +245,7 @@ def _attempt(claim: Claim, tools: Tools, runner: Runner, options: Any, code: Pat
     if url is not None:
         scratch = runner.scratch_dir(attempt_name(tools.installation, spec.run_id, number))
         env = tracking_env(spec, number, base_url=url, wandb_dir=scratch)
-        secret_env["WANDB_API_KEY"] = tools.tracking.issue_key(spec.run_id, number)
+        secret_env["WANDB_API_KEY"] = tools.server.issue_key(spec.run_id, number)
     return Attempt(
         installation=tools.installation,
         run_id=spec.run_id,
@@ -287,7 +260,7 @@ def _attempt(claim: Claim, tools: Tools, runner: Runner, options: Any, code: Pat
 def _tracking_url(spec: LaunchSpec, tools: Tools, runner: Runner, options: Any) -> str | None:
     is_required = spec.job.tracking is Tracking.REQUIRED
     try:
-        url = tools.tracking.url_for(runner, options)
+        url = tools.server.url_for(runner, options)
     except TemporaryError:
         if is_required:
             raise
@@ -306,7 +279,7 @@ def _interrupted(claim: Claim, tools: Tools, runner: Runner, writer: LogWriter) 
         raise DetachedError(claim.id)
     # A submit that was interrupted, this agent's or another's, may have left the attempt behind.
     name = attempt_name(tools.installation, claim.id, claim.record.attempt)
-    left_behind = _insist(claim, runner.find).get(name)
+    left_behind = claim.insist(runner.find, pause_s=_AWAY_S).get(name)
     if left_behind is not None:
         _stop(claim, runner, left_behind, 0)
         _wait(claim, runner, left_behind, _LOOK_UP_S)
@@ -355,7 +328,7 @@ def _run_limit_s(claim: Claim, tools: Tools) -> float | None:
 
 def _wait(claim: Claim, runner: Runner, handle: str, timeout_s: float) -> Status:
     """Return the attempt's status once it is final, or after a while; a target that is away is waited for."""
-    return _insist(claim, lambda: runner.wait(handle, max(0.0, timeout_s)))
+    return claim.insist(lambda: runner.wait(handle, max(0.0, timeout_s)), pause_s=_AWAY_S)
 
 
 def _stop(claim: Claim, runner: Runner, handle: str, grace_s: float) -> None:
@@ -365,19 +338,7 @@ def _stop(claim: Claim, runner: Runner, handle: str, grace_s: float) -> None:
         claim.guard()
         runner.stop(handle, grace_s)
 
-    _insist(claim, stop)
-
-
-def _insist(claim: Claim, ask: Callable[[], T]) -> T:
-    """Ask the target until it answers, the claim is lost or the agent lets go."""
-    while True:
-        if claim.is_detached:
-            raise DetachedError(claim.id)
-        try:
-            return ask()
-        except TemporaryError as exc:
-            log.warning("run %s: its target is away: %s", claim.id, exc)
-            claim.pause(_AWAY_S)
+    claim.insist(stop, pause_s=_AWAY_S)
 
 
 def _conclude(
@@ -418,7 +379,7 @@ def _read_again(claim: Claim, runner: Runner, handle: str, writer: LogWriter) ->
         writer.rewrite(itertools.chain(build, job))
 
     try:
-        _insist(claim, read)
+        claim.insist(read, pause_s=_AWAY_S)
     except OSError as exc:
         log.error("run %s: there is no room for its log: %s", claim.id, exc)
 

@@ -24,7 +24,7 @@ from launch.errors import ConfigError, LaunchError, TemporaryError
 from launch.settings import settings
 from launch.store import RunStore
 from workers.agent import Agent
-from workers.config import ENV_CONFIG, AgentConfig, read_config
+from workers.config import ENV_BROKER, ENV_CONFIG, ENV_DRAIN, AgentConfig, read_config
 
 log = logging.getLogger("workers")
 
@@ -84,8 +84,8 @@ def _environment(config: AgentConfig, url: str, drain: bool) -> Mapping[str, str
     return {
         **os.environ,
         ENV_CONFIG: config.model_dump_json(),
-        "LAUNCH_BROKER_URL": url,
-        "LAUNCH_AGENT_DRAIN": "1" if drain else "",
+        ENV_BROKER: url,
+        ENV_DRAIN: "1" if drain else "",
     }
 
 
@@ -133,11 +133,7 @@ class Parent:
             self._child = child
             if self._is_ending:
                 child.terminate()
-            while True:
-                try:
-                    return child.wait(timeout=1.0)
-                except subprocess.TimeoutExpired:
-                    continue
+            return child.wait()
 
     def _end(self, *_: Any) -> None:
         self._is_ending = True

@@ -15,6 +15,8 @@ from typing import Any
 
 from launch.archive import archive_old_runs
 from launch.errors import NotFoundError, TemporaryError
+from launch.fleet_store import Wakes
+from launch.models import RunRecord
 from launch.plugins import Runner
 from workers.agent import Agent
 from workers.logs import run_of_log
@@ -66,14 +68,14 @@ class Supervisor:
 
     def _see_to_duties(self) -> None:
         """Go round until Redis goes away or the agent ends."""
-        pubsub = self._agent.store.subscribe()
+        wakes = self._agent.store.subscribe()
         try:
             while not self._ended.is_set():
                 started = time.monotonic()
                 self._go_round()
-                self._hear(pubsub, until=started + self._agent.settings.heartbeat_s)
+                self._hear(wakes, until=started + self._agent.settings.heartbeat_s)
         finally:
-            pubsub.close()
+            wakes.close()
 
     def _go_round(self) -> None:
         """Do each duty once; one that fails keeps none of the others from being done."""
@@ -105,7 +107,7 @@ class Supervisor:
                     older_than_s = agent.settings.retention_s
                     archive_old_runs(agent.store, agent.tools.artifacts, queue, older_than_s=older_than_s)
 
-    def _hear(self, pubsub: Any, until: float) -> None:
+    def _hear(self, wakes: Wakes, until: float) -> None:
         """Act on wake messages as they come, and compare messages with waiting runs every now and then."""
         while not self._ended.is_set():
             now = time.monotonic()
@@ -115,7 +117,7 @@ class Supervisor:
             pause = min(until, self._next_reconcile) - time.monotonic()
             if now >= until:
                 return
-            said = pubsub.hear(max(0.001, min(pause, 1.0)))
+            said = wakes.hear(max(0.001, min(pause, 1.0)))
             if said:
                 what, _, name = said.partition(" ")
                 _attempt(self._act, what, name)
@@ -175,8 +177,9 @@ class Supervisor:
         for runner in self._agent.targets.runners():
             _attempt(self._sweep_target, runner)
         for path in (self._agent.settings.home / "logs").glob("*.jsonl"):
-            if self._is_over(run_of_log(path), archived=True):
-                path.unlink(missing_ok=True)
+            for record in self._agent.store.records([run_of_log(path)]):
+                if self._is_over(record) and record.log_archive is not None:
+                    path.unlink(missing_ok=True)
 
     def _sweep_target(self, runner: Runner) -> None:
         for name, handle in runner.find().items():
@@ -193,19 +196,15 @@ class Supervisor:
             return False
         if records:
             is_old = attempt.isdigit() and int(attempt) < records[0].attempt
-            return is_old or self._is_over(run_id)
+            return is_old or self._is_over(records[0])
         # Nothing is known of its run: it may have ended long ago, or Redis may have lost what it knew. A job that runs
         # is never ended on such a suspicion.
         return runner.status([handle])[handle].is_final
 
-    def _is_over(self, run_id: str, *, archived: bool = False) -> bool:
-        """Whether a run ended a while ago; with ``archived``, its log being in the artifact store too."""
-        agent = self._agent
-        for record in agent.store.records([run_id]):
-            ended_at = record.ended_at
-            is_over = ended_at is not None and agent.store.now() - ended_at > agent.settings.leftover_s
-            return is_over and (record.log_archive is not None or not archived)
-        return False
+    def _is_over(self, record: RunRecord) -> bool:
+        """Whether a run ended a while ago."""
+        ended_at = record.ended_at
+        return ended_at is not None and self._agent.store.now() - ended_at > self._agent.settings.leftover_s
 
 
 def _attempt(duty: Callable[..., None], *args: Any) -> None:

@@ -76,7 +76,7 @@ class LaunchGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as exc:
-            from launch.models import closest
+            from launch.checking import closest
 
             near = closest(args[0], self.list_commands(ctx)) if args else None
             if near is None or "did you mean" in exc.message.lower():

@@ -19,13 +19,7 @@ if state ~= '' then
     redis.call('HSET', key, 'started_at', stamp(at))
   end
 end
-for i = 7, #ARGV, 2 do
-  if ARGV[i + 1] == '' then
-    redis.call('HDEL', key, ARGV[i])
-  else
-    redis.call('HSET', key, ARGV[i], ARGV[i + 1])
-  end
-end
+set_fields(key, ARGV, 7)
 if note ~= '' then
   redis.call('HSET', key, 'note', note)
 end

@@ -40,6 +40,17 @@ local function queue_key(queue, set)
   return P .. 'queue:' .. queue
 end
 
+-- Sets fields of a hash from field and value in turn; an empty value deletes the field.
+local function set_fields(key, args, first)
+  for i = first, #args, 2 do
+    if args[i + 1] == '' then
+      redis.call('HDEL', key, args[i])
+    else
+      redis.call('HSET', key, args[i], args[i + 1])
+    end
+  end
+end
+
 local function wake(message)
   redis.call('PUBLISH', P .. 'wake', message)
 end

@@ -10,12 +10,6 @@ if version ~= ARGV[2] then
   return 'CHANGED'
 end
 redis.call('HSET', key, 'spec', ARGV[3])
-for i = 4, #ARGV, 2 do
-  if ARGV[i + 1] == '' then
-    redis.call('HDEL', key, ARGV[i])
-  else
-    redis.call('HSET', key, ARGV[i], ARGV[i + 1])
-  end
-end
+set_fields(key, ARGV, 4)
 wake('queue ' .. ARGV[1])
 return 'OK'

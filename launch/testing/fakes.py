@@ -26,8 +26,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from launch.checking import Model
 from launch.errors import ConfigError
-from launch.models import CauseKind, Model
+from launch.models import CauseKind
 from launch.plugins import (
     Attempt,
     Build,

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from launch.checking import parse
 from launch.errors import ConfigError, PermanentError, TemporaryError
-from launch.models import CauseKind, parse
+from launch.models import CauseKind
 from launch.plugins import Phase, TargetContext
 from launch.testing import Bench, RunnerContract, read_streams, tar_of
 from workers.runners.docker import DockerRunner

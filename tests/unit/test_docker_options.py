@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from launch.checking import parse
 from launch.errors import ConfigError
-from launch.models import parse
 from launch.plugins import Attempt, Plan, TargetContext
 from workers.runners.docker import DockerRunner
 from workers.runners.docker_options import BuilderOptions, DockerOptions, parse_memory

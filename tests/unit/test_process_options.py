@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from launch.checking import parse
 from launch.errors import ConfigError
-from launch.models import parse
 from launch.plugins import Attempt, TargetContext
 from workers.runners.process import ProcessOptions, ProcessRunner
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
+from launch.checking import Model
 from launch.errors import ConfigError
-from launch.models import CommandSource, Job, LaunchSpec, Model, QueueSpec
+from launch.models import CommandSource, Job, LaunchSpec, QueueSpec
 from launch.resolve import (
     as_json,
     check_overrides,

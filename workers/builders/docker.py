@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from launch.checking import parse
 from launch.errors import BuildError, LaunchError, PullError, TemporaryError
-from launch.models import parse
 from launch.plugins import Build, Builder, BuildRequest, Problem, TargetContext
 from workers.docker_engine import Engine, EngineSettings, Refused
 from workers.runners.docker_options import BuilderOptions, PullPolicy

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from launch.models import Model
+from launch.checking import Model
 
 
 class ProcessOptions(Model):

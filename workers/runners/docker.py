@@ -17,8 +17,8 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+from launch.checking import parse
 from launch.errors import ConfigError, TemporaryError
-from launch.models import parse
 from launch.plugins import Attempt, LogChunk, Plan, Problem, Runner, Status, TargetContext
 from workers.docker_engine import Engine, EngineSettings, Refused, away
 from workers.docker_streams import PAUSE_S, read_with_pauses

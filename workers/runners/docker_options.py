@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from launch.models import Model
+from launch.checking import Model
 
 MIN_MEMORY_BYTES = 6 << 20
 """The engine refuses less."""

@@ -22,8 +22,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+from launch.checking import parse
 from launch.errors import ConfigError, TemporaryError
-from launch.models import CauseKind, parse
+from launch.models import CauseKind
 from launch.plugins import Attempt, LogChunk, Phase, Plan, Problem, Runner, Status, TargetContext
 from workers.host_env import base_env
 from workers.runners import _process_folder, _process_tail, _process_wrapper
