@@ -224,6 +224,21 @@ def test_a_container_out_of_memory_says_so(here: Installation, base_image: str) 
     assert "memory" in run.cause.message
 
 
+def test_a_job_out_of_memory_is_tried_again_with_more(here: Installation, base_image: str) -> None:
+    here.launch("queue", "update", "gpu-box", "--retry", '{"oom": {"times": 1, "memory": "x8"}, "backoff_s": 0}')
+    here.agent()
+    command = ["python", "-c", "x = bytearray(100 * 1024 * 1024); print(len(x))"]
+    run = here.client.enqueue(
+        image=base_image, command=command, queue="gpu-box", tracking="optional", resource_args={"memory": "32m"}
+    )
+    run.wait(timeout_s=60)
+
+    record = here.client.store.record(run.id)
+    assert (record.state, record.attempt) == (RunState.FINISHED, 2)
+    assert [attempt.cause.kind for attempt in record.attempts] == ["oom"]
+    assert "104857600" in list(run.logs())
+
+
 def test_a_dry_run_prints_the_request_and_touches_nothing(
     here: Installation, base_image: str, engine: docker.APIClient
 ) -> None:

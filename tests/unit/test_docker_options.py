@@ -11,7 +11,7 @@ from launch.checking import parse
 from launch.errors import ConfigError
 from launch.plugins import Attempt, Plan, TargetContext
 from workers.runners.docker import DockerRunner
-from workers.runners.docker_options import BuilderOptions, DockerOptions, parse_memory
+from workers.runners.docker_options import BuilderOptions, DockerOptions, parse_memory, with_memory
 from workers.runners.docker_state import status_of
 
 ATTEMPT = Attempt("a1b2c3d4", "run-1", 2, ("python", "train.py"))
@@ -287,3 +287,13 @@ def test_signals() -> None:
 def test_exit_code_127_of_the_jobs_own() -> None:
     """A shell in the job that misses a program is the job's failure, not the configuration's."""
     assert status_of(inspected(ExitCode=127), lambda: "sh: 1: foo: not found").cause is None
+
+
+def test_a_retry_multiplies_the_limits_of_memory_that_are_there() -> None:
+    config = {"cpus": 1, "memory": "1g", "memory-swap": "-1", "memory-reservation": "512m"}
+    assert with_memory(config, 1.5) == {**config, "memory": 3 << 29, "memory-reservation": 3 << 28}
+    assert with_memory({"memory": 64 << 20, "memory-swap": "128m"}, 2) == {
+        "memory": 128 << 20,
+        "memory-swap": 256 << 20,
+    }
+    assert with_memory({"cpus": 1}, 2) == {"cpus": 1}

@@ -63,6 +63,11 @@ class DockerRunner(Runner):
         except ValueError as exc:
             raise ConfigError(str(exc)) from exc
 
+    @classmethod
+    def with_memory(cls, config: Mapping[str, Any], factor: float) -> dict[str, Any]:
+        """Return the config with its memory limits multiplied."""
+        return docker_options.with_memory(config, factor)
+
     # --- the target ---------------------------------------------------------------------------------------------------
 
     @property

@@ -73,6 +73,13 @@ def parse_memory(value: str | int) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def with_memory(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """Return a canonical resource config with its memory limits multiplied; unlimited swap stays unlimited."""
+    limits = ("memory", "memory-reservation", "memory-swap")
+    given = {name: config[name] for name in limits if str(config.get(name, "-1")).strip() != "-1"}
+    return {**config, **{name: int(parse_memory(value) * factor) for name, value in given.items()}}
+
+
 def _memory_limit(value: Any) -> int:
     size = parse_memory(value)
     if size < MIN_MEMORY_BYTES:
