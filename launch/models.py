@@ -31,6 +31,7 @@ QueueName = Name
 Alias = Name
 JobName = Annotated[str, matching(_NAME_PATTERN % 127, _NAME_MEANING % 128)]
 Digest = Annotated[str, matching("[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
+Commit = Annotated[str, matching("[0-9a-f]{40}", "40 lower-case hexadecimal digits")]
 
 
 def new_run_id() -> str:
@@ -110,6 +111,20 @@ class Tracking(StrEnum):
     OPTIONAL = "optional"
 
 
+class CodeOrigin(Model):
+    """The git work tree a snapshot was taken in; for people, nothing is run from it."""
+
+    remote: str | None = None
+    """The URL of ``origin``, without what a password would be in."""
+    commit: Commit | None = None
+    """What ``HEAD`` was; none: nothing was committed yet."""
+    branch: str | None = None
+    dirty: tuple[str, ...] = ()
+    """Paths, relative to the snapshot's folder, that differ from the commit or are not in it."""
+    diff: Digest | None = None
+    """``git diff HEAD`` in the artifact store; none: there is nothing in it."""
+
+
 class CodeSource(Model):
     """A snapshot of a directory, kept in the artifact store."""
 
@@ -118,6 +133,21 @@ class CodeSource(Model):
     """sha256 of the gzip tar."""
     archive_bytes: int
     files: int
+    origin: CodeOrigin | None = None
+    """None: the directory was in no git work tree."""
+
+
+class GitSource(Model):
+    """A commit of a git repository, which the agent fetches."""
+
+    kind: Literal["git"] = "git"
+    remote: str
+    """``https://host/path``, ``ssh://user@host/path`` or ``user@host:path``."""
+    commit: Commit
+    ref: str | None = None
+    """The branch or tag that meant the commit when the job was created; for people."""
+    subdirectory: str | None = None
+    """The folder in the repository that is the job's root; none: all of it."""
 
 
 class ImageSource(Model):
@@ -125,6 +155,8 @@ class ImageSource(Model):
 
     kind: Literal["image"] = "image"
     image: str
+    digest: str | None = None
+    """``sha256:…`` that the tag meant at enqueue, in a queue that resolves it there; then this is what runs."""
 
 
 class CommandSource(Model):
@@ -133,7 +165,16 @@ class CommandSource(Model):
     kind: Literal["command"] = "command"
 
 
-Source = Annotated[CodeSource | ImageSource | CommandSource, Field(discriminator="kind")]
+Source = Annotated[CodeSource | GitSource | ImageSource | CommandSource, Field(discriminator="kind")]
+
+
+class JobInputs(Model):
+    """What may be set at launch."""
+
+    config: dict[str, Any] = {}
+    """JSON Schema of ``wandb.config``; empty: any."""
+    files: dict[str, dict[str, Any]] = {}
+    """``{path of a config file in the job's code: JSON Schema of its values}``; an empty schema: any."""
 
 
 class Job(Model):
@@ -146,6 +187,16 @@ class Job(Model):
     """``"3.11"``; none means the builder's default."""
     requirements: Digest | None = None
     """sha256 of the requirements file in the artifact store; none means nothing to install."""
+    dockerfile: str | None = None
+    """The Dockerfile that makes the image, a path in the job's code; none: one is generated."""
+    context: str | None = None
+    """The folder of the job's code that is the Dockerfile's build context; none: all of it."""
+    base_image: str | None = None
+    """What a generated image starts from; none: as the queue or the agent says."""
+    apt: tuple[str, ...] = ()
+    """Debian packages that a generated image has installed."""
+    inputs: JobInputs | None = None
+    """What may be set at launch, as the job's author declares it; none: anything."""
     tracking: Tracking = Tracking.REQUIRED
     retry: RetryPolicy | None = None
     """None: as the queue says."""
@@ -202,6 +253,18 @@ class Priority(IntEnum):
         return self.name.lower()
 
 
+class TemplateVariable(Model):
+    """A ``{{name}}`` in a queue's config, filled in by each launch."""
+
+    type: Literal["string", "integer", "number"] = "string"
+    enum: tuple[str | int | float, ...] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    default: str | int | float | None = None
+    """None: a launch has to give a value."""
+    description: str = ""
+
+
 OverrideRule = Literal["safe", "all", "none"] | tuple[str, ...]
 
 
@@ -213,6 +276,10 @@ class QueueSpec(Model):
     """The target resource: a runner's name, such as ``"docker"``."""
     config: dict[str, Any] = {}
     """Default resource config, as the runner's ``Options`` checks it."""
+    template_variables: dict[str, TemplateVariable] = {}
+    """What the ``{{name}}`` in ``config`` stand for."""
+    resolve_images: Literal["enqueue", "claim"] = "claim"
+    """When an image job's tag becomes a digest."""
     overrides: OverrideRule = "safe"
     """Which keys of it a launch may override."""
     priorities: bool = False
@@ -250,6 +317,10 @@ class LaunchSpec(Model):
     """Appended to the job's entrypoint."""
     config: dict[str, Any] = {}
     """Overrides of the script's ``wandb.config``."""
+    files: dict[str, dict[str, Any]] = {}
+    """``{path: values}``: overrides of config files in the job's code."""
+    template_variables: dict[str, str | int | float] = {}
+    """What the launch itself gives of the queue's template variables."""
     resource_args: dict[str, Any] = {}
     """The launch's own override of the queue's resource config."""
     resource_config: dict[str, Any] = {}
@@ -401,6 +472,8 @@ class RunRecord(Model):
     fence: Fence | None = None
     image: str | None = None
     """What the builder made or found: an image reference, or a virtual environment's path."""
+    image_digest: str | None = None
+    """``sha256:…`` of the image in its registry, where it has one."""
     handle: str | None = None
     note: str | None = None
     """What it is doing or waiting for just now, for people."""

@@ -54,6 +54,8 @@ class Attempt:
     env: Mapping[str, str] = field(default_factory=dict)
     secret_env: Mapping[str, str] = field(default_factory=dict)
     """Like ``env``; masked in every view, label and log."""
+    secrets: frozenset[str] = frozenset()
+    """Further values, such as those in the options, that no view, label or log may show."""
     code: Path | None = None
     """A gzip tar of the job's code on this machine, with paths relative to the job's root."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -265,6 +267,20 @@ class BuildRequest:
     """``"3.11"``; none: the builder's default."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the queue says to the builder: see :meth:`Runner.build_options`."""
+    digest: str | None = None
+    """``sha256:…`` that ``image`` is to have."""
+    code: Path | None = None
+    """The job's code, as in :class:`Attempt`; what a Dockerfile is built from."""
+    dockerfile: str | None = None
+    """A path in ``code``; none: the builder makes its own."""
+    context: str | None = None
+    """The folder of ``code`` that is the Dockerfile's build context; none: all of it."""
+    base_image: str | None = None
+    """What the job wants its image to start from; it goes before the queue's wish."""
+    apt: tuple[str, ...] = ()
+    """Debian packages to install."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What an image that is made says of itself: OCI annotation keys."""
 
 
 @dataclass(frozen=True)
@@ -275,6 +291,10 @@ class Build:
     because: str
     """One line for people: ``reused, same requirements`` or ``built: first run with these requirements``."""
     reused: bool
+    digest: str | None = None
+    """``sha256:…`` of the image in its registry, where it has one."""
+    holds_code: bool = False
+    """Whether the job's code is in the image, so that nothing is put in at submit."""
 
 
 class Builder(ABC):

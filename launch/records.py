@@ -103,6 +103,7 @@ def run_from_hash(raw: Mapping[str, str]) -> RunRecord:
         locality=raw.get("locality") or None,
         fence=Fence(epoch=epoch, nonce=nonce) if epoch else None,
         image=raw.get("image"),
+        image_digest=raw.get("image_digest"),
         handle=raw.get("handle"),
         note=raw.get("note"),
         stop=StopRequest.model_validate_json(raw["stop"]) if "stop" in raw else None,

@@ -109,7 +109,7 @@ end
 -- Takes a claimed run back out of its agent's hands.
 local function disown(id, queue)
   redis.call('ZREM', queue_key(queue, 'active'), id)
-  redis.call('HDEL', run_key(id), 'agent', 'locality', 'nonce', 'handle', 'image', 'started_at', 'released_at', 'submitting')
+  redis.call('HDEL', run_key(id), 'agent', 'locality', 'nonce', 'handle', 'image', 'image_digest', 'started_at', 'released_at', 'submitting')
   revoke_tokens(id)
 end
 
