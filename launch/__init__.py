@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launch.client import Client, default_client
+    from launch.client import Client
     from launch.errors import (
         ConfigError,
         ConflictError,
@@ -21,14 +21,16 @@ if TYPE_CHECKING:
         RequestError,
         TemporaryError,
     )
+    from launch.inputs import load_wandb_config, manage_config_file, manage_wandb_config
     from launch.models import Cause, JobVersion, LaunchSpec, Priority, QueueSpec, RunState, Tracking
     from launch.watch import Run
 
-    _client = default_client()
+    _client = Client()
     enqueue = _client.enqueue
     enqueue_many = _client.enqueue_many
     create_queue = _client.create_queue
     create_job = _client.create_job
+    create_git_job = _client.create_git_job
     queues = _client.queues
     runs = _client.runs
     run = _client.run
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_CLASSES = {
+_NAMES = {
     "Client": "client",
     "Run": "watch",
     **dict.fromkeys(
@@ -47,9 +49,13 @@ _CLASSES = {
     **dict.fromkeys(
         ("Cause", "JobVersion", "LaunchSpec", "Priority", "QueueSpec", "RunState", "Tracking"), "models"
     ),
+    **dict.fromkeys(("load_wandb_config", "manage_config_file", "manage_wandb_config"), "inputs"),
 }  # fmt: skip
 # `jobs` is not among them: launch.jobs is a module. Use Client().jobs().
-_FUNCTIONS = ("enqueue", "enqueue_many", "create_queue", "create_job", "queues", "runs", "run", "stop", "agents")
+_FUNCTIONS = (
+    *("enqueue", "enqueue_many", "create_queue", "create_job", "create_git_job"),
+    *("queues", "runs", "run", "stop", "agents"),
+)
 
 __all__ = [
     "Cause",
@@ -69,10 +75,14 @@ __all__ = [
     "TemporaryError",
     "Tracking",
     "agents",
+    "create_git_job",
     "create_job",
     "create_queue",
     "enqueue",
     "enqueue_many",
+    "load_wandb_config",
+    "manage_config_file",
+    "manage_wandb_config",
     "queues",
     "run",
     "runs",
@@ -81,8 +91,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _CLASSES:
-        return getattr(import_module(f"launch.{_CLASSES[name]}"), name)
+    if name in _NAMES:
+        return getattr(import_module(f"launch.{_NAMES[name]}"), name)
     if name in _FUNCTIONS:
         return getattr(import_module("launch.client").default_client(), name)
     raise AttributeError(f"module 'launch' has no attribute {name!r}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from launch.artifacts import ArtifactStore
-from launch.errors import NotFoundError
+from launch.artifacts import DIGEST_PATTERN, ArtifactStore
+from launch.errors import NotFoundError, PermanentError
 from launch.models import RunRecord
 from launch.records import RunEvent, run_from_hash
 from launch.scripted import P
@@ -33,7 +35,8 @@ def archive_old_runs(store: RunStore, artifacts: ArtifactStore, queue: str, *, o
     ended_before = store.now() - older_than_s
     old = store.redis.zrange(f"{P}queue:{queue}:finished", "-inf", ended_before, byscore=True, offset=0, num=100)
     for run_id in old:
-        store.forget(run_id, artifacts.put_bytes(_document(store, run_id)))
+        document, needed = _document(store, run_id)
+        store.forget(run_id, artifacts.put_bytes(document), needed)
     return len(old)
 
 
@@ -43,23 +46,46 @@ def read_archived(store: RunStore, artifacts: ArtifactStore, run_id: str) -> Arc
     Raises:
         NotFoundError: there never was such a run.
     """
-    digest = store.redis.hget(f"{P}archive", run_id)
-    if digest is None:
+    kept = store.redis.hget(f"{P}archive", run_id)
+    if kept is None:
         raise NotFoundError(f"no run {run_id!r}; `launch runs` lists them")
-    held = json.loads(artifacts.get_bytes(digest))
+    held = json.loads(artifacts.get_bytes(kept.split()[0]))
     events = tuple(RunEvent(**event) for event in held["events"])
     return ArchivedRun(run_from_hash(held["record"]), tuple(held["history"]), events)
 
 
-def _document(store: RunStore, run_id: str) -> bytes:
+def archived_references(store: RunStore, artifacts: ArtifactStore) -> Iterator[str]:
+    """Yield the digests of all documents, and of the blobs that what they hold needs: code, requirements, logs."""
+    for _, kept in store.redis.hscan_iter(f"{P}archive", count=_PAGE):
+        document, *needed = kept.split()
+        yield document
+        # One that was written before the digests stood beside it has to be read; if it is lost, nothing leads to them.
+        yield from needed or _read_references(artifacts, document)
+
+
+def _read_references(artifacts: ArtifactStore, digest: str) -> list[str]:
+    try:
+        return digests_in(json.dumps(json.loads(artifacts.get_bytes(digest))["record"]))
+    except PermanentError:
+        return []
+
+
+def digests_in(text: str) -> list[str]:
+    """Return whatever may be a blob's digest in a record, so that a field that is added to it is heeded too."""
+    return list(dict.fromkeys(re.findall(rf"(?<![0-9a-f]){DIGEST_PATTERN}(?![0-9a-f])", text)))
+
+
+def _document(store: RunStore, run_id: str) -> tuple[bytes, list[str]]:
+    """Return a run as its document, and the blobs it needs."""
     history: list[dict[str, Any]] = []
     after = "0"
     while page := store.read_history(run_id, after, _PAGE):
         history += [row for _, row in page]
         after = page[-1][0]
+    record = store.redis.hgetall(f"{P}run:{run_id}")
     document = {
-        "record": store.redis.hgetall(f"{P}run:{run_id}"),
+        "record": record,
         "history": history,
         "events": [vars(event) for event in store.read_events(run_id)],
     }
-    return json.dumps(document, sort_keys=True).encode()
+    return json.dumps(document, sort_keys=True).encode(), digests_in(json.dumps(record))

@@ -1,9 +1,10 @@
 """Celery, as far as openlaunch uses it: the app with every option set on purpose, and the messages it carries.
 
-This is the only place that knows Celery's options and kombu's message format. A launch queue is a Celery queue
-``launch.<name>``, a Redis list that kombu pops from the right. A message on it carries a whole launch spec, yet it is
-only a doorbell: the agent that receives it claims the head of the queue from the record. Messages that openlaunch wrote
-itself have the header ``recorded``; one without it comes from a plain Celery client and is a request to enqueue.
+This is the only place that knows Celery's options and kombu's message format, but for the envelope of events, which
+``launch/scripts/run_events.lua`` publishes. A launch queue is a Celery queue ``launch.<name>``, a Redis list that kombu
+pops from the right. A message on it carries a whole launch spec, yet it is only a doorbell: the agent that receives it
+claims the head of the queue from the record. Messages that openlaunch wrote itself have the header ``recorded``; one
+without it comes from a plain Celery client and is a request to enqueue.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from launch.models import LaunchSpec
 from launch.settings import sentinels_of
 
 if TYPE_CHECKING:
@@ -91,7 +91,9 @@ def make_app(broker_url: str, *, visibility_s: int = 60) -> Celery:
             "health_check_interval": 10,
             **({"master_name": sentinels.master_name} if sentinels else {}),
         },
-        broker_pool_limit=2,
+        # Made as needed. A broadcast holds one while it waits for a second, and Flower makes up to 33 at once: with a
+        # limit below 67 they could all wait for each other.
+        broker_pool_limit=100,
         # The agent's own logging stays as the agent set it up.
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
@@ -100,14 +102,9 @@ def make_app(broker_url: str, *, visibility_s: int = 60) -> Celery:
     return app
 
 
-def encode_bell(spec: LaunchSpec, spec_json: str) -> str:
-    """Return the marked message of a run, byte for byte what kombu would put on the list.
-
-    Args:
-        spec: the launch.
-        spec_json: the same spec as JSON, which the caller has at hand.
-    """
-    return _encode(spec.run_id, celery_queue(spec.queue), spec_json, {RECORDED: 1})
+def encode_bell(run_id: str, queue: str, spec_json: str) -> str:
+    """Return the marked message of a run, byte for byte what kombu would put on the list."""
+    return _encode(run_id, celery_queue(queue), spec_json, {RECORDED: 1})
 
 
 def encode_request(task_id: str | None, queue: str, spec: Any) -> str:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 from launch.connected import author
 from launch.errors import ConfigError
 from launch.intake import SpecBuilder
+from launch.job_inputs import read_inputs
 from launch.models import JobVersion, LaunchSpec, QueueSpec, RetryPolicy, RunState, Tracking
 from launch.operations import Operations
-from launch.queue_spec import QueueSettings, changed_queue, queue_spec, retry_policy
+from launch.queue_spec import QueueSettings, changed_queue, queue_notes, queue_spec, retry_policy
 from launch.request import Launch, as_tracking, image_job
 from launch.watch import Run
 
@@ -94,6 +95,8 @@ class Client(Operations):
         *,
         resource: str,
         config: Mapping[str, Any] | None = None,
+        template_variables: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        resolve_images: str = "claim",
         overrides: str | Sequence[str] = "safe",
         priorities: bool = False,
         max_concurrent: int | None = None,
@@ -108,6 +111,10 @@ class Client(Operations):
             name: 1 to 64 letters, digits, ``_``, ``.`` and ``-``.
             resource: the target resource: ``"process"``, ``"docker"`` or another runner's name.
             config: its default resource config, in the target's own words; W&B's nested form is accepted.
+            template_variables: what each ``{{name}}`` in the config stands for:
+                ``{"cpu": {"type": "integer", "minimum": 1, "maximum": 4, "default": 2}}``.
+            resolve_images: when an image job's tag becomes a digest: ``"claim"``, by the agent, or ``"enqueue"``, by
+                whoever enqueues: then the run gets the image that the tag meant at that moment.
             overrides: what a launch may override: ``"safe"``, ``"all"``, ``"none"`` or a list of keys.
             priorities: whether critical, high and low are accepted besides medium.
             max_concurrent: the most runs of this queue at once, over all agents.
@@ -128,12 +135,14 @@ class Client(Operations):
             overrides,
             priorities,
             max_concurrent,
+            template_variables=template_variables,
+            resolve_images=resolve_images,
             retry=retry,
             start_limit=start_limit,
             run_limit=run_limit,
             orphan_timeout=orphan_timeout,
         )
-        return self.store.create_queue(spec)
+        return self._noted(self.store.create_queue(spec))
 
     def update_queue(self, name: str, **settings: Unpack[QueueSettings]) -> QueueSpec:
         """Change settings of a queue and return it; queued runs keep the resource config they were enqueued with.
@@ -145,7 +154,12 @@ class Client(Operations):
         Raises:
             RequestError: no such queue, a value is wrong, or somebody else changed it at the same moment.
         """
-        return self.store.update_queue(changed_queue(self.store.queue(name), settings))
+        return self._noted(self.store.update_queue(changed_queue(self.store.queue(name), settings)))
+
+    def _noted(self, queue: QueueSpec) -> QueueSpec:
+        for sentence in queue_notes(queue):
+            self.note(sentence)
+        return queue
 
     def delete_queue(self, name: str) -> None:
         """Delete a queue that holds no runs; those that have ended stay.
@@ -167,10 +181,15 @@ class Client(Operations):
         image: str | None = None,
         entrypoint: Sequence[str] | str | None = None,
         aliases: Iterable[str] = (),
+        build_context: str | None = None,
+        dockerfile: str | None = None,
         python_version: str | None = None,
         requirements: str | Path | None = None,
+        base_image: str | None = None,
+        apt: Iterable[str] = (),
         tracking: Tracking | str = Tracking.REQUIRED,
         retry: Mapping[str, Any] | RetryPolicy | None = None,
+        schema: Any = None,
     ) -> JobVersion:
         """Register a job, or a new version of it, and return that; unchanged content is the version there is.
 
@@ -180,23 +199,40 @@ class Client(Operations):
             image: a container image that holds everything.
             entrypoint: what to run, a list or text; an image has its own.
             aliases: further names of the version, taken from the one that had them.
-            python_version: ``"3.11"``; none: the builder's default.
-            requirements: read instead of the directory's ``requirements.txt``.
+            build_context: the folder in ``path`` that is the job's root; none: all of it.
+            dockerfile: the Dockerfile that makes the image, relative to the job's root; none: ``Dockerfile.launch`` or
+                ``Dockerfile.wandb`` beside the script, or else one is generated.
+            python_version: ``"3.11"``; none: what ``runtime.txt`` or ``.python-version`` says, or else the builder's
+                default.
+            requirements: read instead of the directory's ``requirements.txt``, ``pyproject.toml`` or ``uv.lock``.
+            base_image: what a generated image starts from.
+            apt: Debian packages that a generated image has installed.
             tracking: ``"optional"``: its runs may finish without calling ``wandb.init``.
             retry: when a failed attempt is followed by another, instead of what the queue says.
+            schema: what may be set at launch: a JSON Schema or pydantic model of ``wandb.config``, or of it and of
+                config files, ``{"@wandb.config": schema, "files": {path: schema}}``.
 
         Raises:
             RequestError: a value is wrong; nothing was written.
         """
-        from launch.jobs import check_job_name, create_code_job
+        from launch.code_jobs import create_code_job
+        from launch.jobs import check_job_name
 
         if (path is None) == (image is None):
             raise ConfigError("job: give one of path and image")
-        policy = retry_policy(retry, where="retry")
+        policy, inputs = retry_policy(retry, where="retry"), read_inputs(schema)
         if image is not None:
-            if python_version is not None or requirements is not None:
-                raise ConfigError("job: python_version and requirements are for code; an image holds everything")
-            job = image_job(image, entrypoint, tracking).model_copy(update={"retry": policy})
+            for_code = {
+                "build_context": build_context,
+                "dockerfile": dockerfile,
+                "python_version": python_version,
+                "requirements": requirements,
+                "base_image": base_image,
+                "apt": tuple(apt) or None,
+            }
+            if given := [key for key, value in for_code.items() if value is not None]:
+                raise ConfigError(f"job: {' and '.join(given)} would be for code; an image holds everything")
+            job = image_job(image, entrypoint, tracking).model_copy(update={"retry": policy, "inputs": inputs})
             version, is_new = self.registry.create(check_job_name(name), job, aliases)
         else:
             assert path is not None
@@ -206,16 +242,118 @@ class Client(Operations):
                 name,
                 entrypoint,
                 aliases=aliases,
+                build_context=build_context,
+                dockerfile=dockerfile,
                 python_version=python_version,
                 requirements=None if requirements is None else Path(requirements),
+                base_image=base_image,
+                apt=apt,
+                home=self.settings.home,
                 tracking=as_tracking(tracking),
                 retry=policy,
+                inputs=inputs,
             )
             for sentence in notes:
                 self.note(sentence)
         if not is_new:
             self.note(f"nothing has changed: this is {version.ref}")
         return version
+
+    def create_git_job(
+        self,
+        url: str,
+        *,
+        name: str | None = None,
+        ref: str | None = None,
+        entrypoint: Sequence[str] | str | None = None,
+        aliases: Iterable[str] = (),
+        build_context: str | None = None,
+        dockerfile: str | None = None,
+        python_version: str | None = None,
+        requirements: str | Path | None = None,
+        base_image: str | None = None,
+        apt: Iterable[str] = (),
+        tracking: Tracking | str = Tracking.REQUIRED,
+        retry: Mapping[str, Any] | RetryPolicy | None = None,
+        schema: Any = None,
+        allow: Iterable[str] = (),
+    ) -> JobVersion:
+        """Register a commit of a git repository, or a new version of that job, and return it.
+
+        The commit is pinned now, and is what agents fetch; a branch that moves later changes nothing.
+
+        Args:
+            url: ``https://host/path``, ``ssh://user@host/path`` or ``user@host:path``.
+            name: the job's name; none: ``job-`` and the repository's.
+            ref: a branch, a tag or a commit's 40 digits; none: ``main``, else ``master``.
+            entrypoint: what to run, a list or text; none: ``python main.py``, if there is a ``main.py``.
+            aliases: further names of the version, taken from the one that had them.
+            build_context: the folder in the repository that is the job's root; none: all of it.
+            dockerfile: the Dockerfile that makes the image, relative to the job's root.
+            python_version: ``"3.11"``; none: what the repository says, else the builder's default.
+            requirements: a file on this machine, read instead of the repository's requirements.
+            base_image: what a generated image starts from.
+            apt: Debian packages that a generated image has installed.
+            tracking: ``"optional"``: its runs may finish without calling ``wandb.init``.
+            retry: when a failed attempt is followed by another, instead of what the queue says.
+            schema: what may be set at launch: a JSON Schema or pydantic model of ``wandb.config``, or of it and of
+                config files, ``{"@wandb.config": schema, "files": {path: schema}}``.
+            allow: ``"http"``, ``"file"``: transports to allow here; agents must allow them too.
+
+        Raises:
+            RequestError: a value is wrong, or the repository wants a login; nothing was written.
+            TemporaryError: the repository's host does not answer.
+        """
+        from launch.git.jobs import create_git_job, creators_git
+
+        version, is_new = create_git_job(
+            self.registry,
+            creators_git(self.settings, allow=allow),
+            url,
+            name=name,
+            aliases=aliases,
+            note=self.note,
+            ref=ref,
+            entrypoint=entrypoint,
+            build_context=build_context,
+            dockerfile=dockerfile,
+            python_version=python_version,
+            requirements=None if requirements is None else Path(requirements),
+            base_image=base_image,
+            apt=apt,
+            tracking=as_tracking(tracking),
+            retry=retry_policy(retry, where="retry"),
+            inputs=read_inputs(schema),
+        )
+        if not is_new:
+            self.note(f"nothing has changed: this is {version.ref}")
+        return version
+
+    def alias_job(self, ref: str, alias: str) -> JobVersion:
+        """Give a version of a job a further name, taken from the one that had it, and return the version.
+
+        Args:
+            ref: ``"name"``, ``"name:v3"`` or ``"name:alias"``.
+            alias: 1 to 64 letters, digits, ``_``, ``.`` and ``-``.
+
+        Raises:
+            RequestError: there is no such version, or the alias may not be one.
+        """
+        return self.registry.add_alias(ref, alias)
+
+    def delete_job(self, ref: str, *, force: bool = False) -> list[str]:
+        """Delete a version of a job, or all of it, and return what was deleted; what was enqueued runs all the same.
+
+        Args:
+            ref: ``"name"``, ``"name:v3"`` or ``"name:alias"``.
+            force: also when a run that has not ended is of it, or another alias means the version.
+
+        Raises:
+            RequestError: there is no such job, or a run or an alias is in the way.
+        """
+        from launch.job_deletion import delete_job
+
+        return delete_job(self.store, self.registry, ref, is_forced=force)
 
     def jobs(self) -> list[JobVersion]:
         """Return the newest version of every job, by name."""

@@ -95,7 +95,7 @@ class Connected:
         from launch.home import make_home
 
         make_home(self.settings.home)
-        return ArtifactStore(self.settings.artifacts_url)
+        return ArtifactStore(self.settings.artifacts_url, lambda: self.store)
 
     @cached_property
     def registry(self) -> JobRegistry:
@@ -106,12 +106,19 @@ class Connected:
 
     @cached_property
     def _builder(self) -> SpecBuilder:
-        return SpecBuilder(self.store, self.registry, self._snapshot)
+        return SpecBuilder(self.store, self.registry, self._snapshot, self.note, self._digest_of)
+
+    def _digest_of(self, image: str) -> str:
+        from launch.registry import resolve_digest  # takes 40 ms, and few queues ask for it
+
+        return resolve_digest(image, default_registry=self.settings.default_registry)
 
     def _snapshot(self, path: Path, entrypoint: tuple[str, ...], tracking: Tracking) -> Job:
-        from launch.jobs import code_job
+        from launch.code_jobs import code_job
 
-        return code_job(self.artifacts, path, entrypoint or None, tracking=tracking, note=self.note)
+        return code_job(
+            self.artifacts, path, entrypoint or None, tracking=tracking, home=self.settings.home, note=self.note
+        )
 
     def run(self, run_id: str) -> Run:
         """Return a run by its id, also one that has left Redis for the artifact store.

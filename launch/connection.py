@@ -34,6 +34,8 @@ from launch.settings import redis_py_url, sentinels_of
 # A command may have been carried out although its answer was lost, and redis-py then sends it again: every script of
 # openlaunch may be repeated (see each one's head).
 _RETRIES = 3
+_NOT_PERMITTED = ("ACL failure in script", "The user executing the script can't")
+"""What is said of a script that was permitted, unlike a command in it: by Valkey, by Redis."""
 _UNWILLING = ("MISCONF ", "NOREPLICAS ", "BUSY ", "UNBLOCKED ")
 
 
@@ -62,10 +64,10 @@ class _Translated:
                 f"Redis at {self.launch_url} does not let us in: {str(exc).rstrip('.')}. Give user and password in "
                 "LAUNCH_BROKER_URL, such as redis://user:password@host:6379/0"
             )
-        if isinstance(exc, NoPermissionError):
+        if isinstance(exc, NoPermissionError) or any(words in str(exc) for words in _NOT_PERMITTED):
             return BrokerAwayError(
-                f"Redis at {self.launch_url} does not permit it: {exc}. Its user needs: "
-                "~* &* +@all -@dangerous +info +config|get"
+                f"Redis at {self.launch_url} does not permit it: {str(exc).rstrip('.')}. Name another user in "
+                "LAUNCH_BROKER_URL; deploy/redis/users.acl has the rights that each part of openlaunch needs"
             )
         if isinstance(exc, InvalidResponse):
             return BrokerAwayError(f"what answers at {self.launch_url} is no Redis; name one with LAUNCH_BROKER_URL")
@@ -87,6 +89,14 @@ class _Pipeline(_Translated, Pipeline):
             return super().execute(raise_on_error)
         except RedisError as exc:
             raise self._translate(exc) from exc
+
+    def execute_first(self, count: int) -> list[Any]:
+        """Return the first so many answers; the commands behind them may fail, a full Redis refusing them."""
+        found = self.execute(raise_on_error=False)[:count]
+        for answer in found:
+            if isinstance(answer, RedisError):
+                raise self._translate(answer) from answer
+        return found
 
 
 class LaunchRedis(_Translated, Redis):
@@ -134,6 +144,7 @@ def connect(url: str, *, timeout_s: float = 5.0) -> LaunchRedis:
         "retry": Retry(NoBackoff(), retries=0),
     }
     client = LaunchRedis(connection_pool=_pool(url, options))
+    client.auto_close_connection_pool = True  # the pool is nobody else's: closing the client closes its sockets
     client.launch_url = masked(url)
     client.ping()
     client.set_retry(Retry(ExponentialBackoff(cap=0.2, base=0.01), retries=_RETRIES))

@@ -1,4 +1,7 @@
-"""Looks over an installation as this machine sees it, and says what is wrong and how to mend it. Changes nothing."""
+"""Looks over an installation as this machine sees it, and says what is wrong and how to mend it.
+
+Changes nothing but a few bytes in the artifact store, which the store's own clean-up removes.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,25 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from urllib.error import URLError
-from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 from launch import __version__
+from launch.artifacts import ArtifactStore
 from launch.broker_health import check_broker, read_broker
 from launch.durations import ago
 from launch.errors import LaunchError
 from launch.findings import Check, Finding
 from launch.models import QueueSpec
-from launch.plugins import Runner, TargetContext, runner_class
+from launch.monitoring import check_monitoring
+from launch.plugins import TargetContext
+from launch.reach import WORDS, Answer, ask
 from launch.records import AgentRecord, QueueCounts
 from launch.settings import Settings
 from launch.store import RunStore
+from launch.target_health import check_target, served_here
 
-_PATIENCE_S = 3.0
 _ROOM_BYTES = 2_000_000_000
 _ROOM_SHARE = 0.03
 
@@ -41,9 +45,10 @@ def examine(store: RunStore, settings: Settings) -> Iterator[Check]:
     yield check_queues(queues, counts, agents)
     yield check_agents(agents, _orphans(store, queues, agents), now=store.now())
     context = TargetContext(store.installation(), settings.home)
-    for resource in sorted({queue.resource for queue in queues}):
-        if _belongs_here(resource, queues, agents):
-            yield check_target(resource, context, store.server_urls())
+    for served in served_here(queues, agents):
+        yield check_target(served, context, store.server_urls())
+    yield check_monitoring(settings, store.server_urls())
+    yield check_artifacts(ArtifactStore(settings.artifacts_url, lambda: store))
     yield check_disk(settings)
     yield check_packages()
 
@@ -61,26 +66,14 @@ def check_server(urls: Sequence[str], agents: Sequence[AgentRecord]) -> Check:
         return Check("server", f"{', '.join(urls)} (on another machine: not asked)")
     findings = [
         Finding(
-            f"The tracking server does not answer at {url}: {silence}.",
+            f"The tracking server does not answer at {url}: {WORDS[answer]}.",
             "Jobs that reach it there lose what they log, or wait for it.",
             "launch down && launch up; its log is run/server.log in the launch home",
         )
         for url in urls
-        if (silence := _silence(url)) is not None
+        if (answer := ask(url)) is not Answer.REACHED
     ]
     return Check("server", ", ".join(urls), tuple(findings))
-
-
-def _silence(url: str) -> str | None:
-    """Return why a server does not answer; none: it does."""
-    if urlsplit(url).scheme not in ("http", "https"):
-        return "no web address"
-    try:
-        with urlopen(f"{url.rstrip('/')}/healthz", timeout=_PATIENCE_S) as answer:  # noqa: S310  # http(s), see above
-            body = answer.read(1000)
-    except (URLError, OSError, ValueError) as exc:
-        return str(getattr(exc, "reason", exc)).lower()
-    return None if b"openlaunch" in body else "something else answers there"
 
 
 # --- queues and agents ------------------------------------------------------------------------------------------------
@@ -118,14 +111,14 @@ def check_agents(agents: Sequence[AgentRecord], orphans: Mapping[str, str], *, n
         if agent.version != __version__:
             findings.append(
                 Finding(
-                    f"Agent {agent.name} is of version {agent.version}, this is {__version__}.",
+                    f"Agent {agent.label} is of version {agent.version}, this is {__version__}.",
                     "They may understand a record differently.",
                     f"on {agent.host}: pip install openlaunch=={__version__}, then start it anew (its jobs go on)",
                 )
             )
         findings += [
             Finding(
-                f"Agent {agent.name} on {agent.host} takes no runs: {problem}",
+                f"Agent {agent.label} on {agent.host} takes no runs: {problem}",
                 "Its queues wait until that is mended; it then goes on by itself.",
                 f"launch doctor, on {agent.host}",
             )
@@ -141,7 +134,7 @@ def check_agents(agents: Sequence[AgentRecord], orphans: Mapping[str, str], *, n
     ]
     dead = [agent for agent in agents if not agent.is_alive]
     last = f"; {len(dead)} dead, last seen {ago(now - max(agent.heartbeat_at for agent in dead))}" if dead else ""
-    said = ", ".join(f"{agent.name} ({agent.state})" for agent in living) or "none alive"
+    said = ", ".join(f"{agent.label} ({agent.state})" for agent in living) or "none alive"
     return Check("agents", said + last, tuple(findings))
 
 
@@ -155,45 +148,20 @@ def _orphans(store: RunStore, queues: Iterable[QueueSpec], agents: Sequence[Agen
     }
 
 
-# --- targets ----------------------------------------------------------------------------------------------------------
+# --- the artifact store -----------------------------------------------------------------------------------------------
 
 
-def _belongs_here(resource: str, queues: Sequence[QueueSpec], agents: Sequence[AgentRecord]) -> bool:
-    """Whether a target is this machine's to look at: an agent here serves it, or no agent anywhere does."""
-    names = {queue.name for queue in queues if queue.resource == resource}
-    hosts = {agent.host for agent in agents if agent.is_alive and names & set(agent.queues)}
-    return not hosts or socket.gethostname() in hosts
-
-
-def check_target(resource: str, context: TargetContext, server_urls: Sequence[str]) -> Check:
-    """Return what keeps this machine from running jobs at a target, and its jobs from reaching the tracking server."""
-    why = "Queues of this resource cannot be served from this machine."
+def check_artifacts(artifacts: ArtifactStore) -> Check:
+    """Return whether this machine can put something into the artifact store and read it again."""
     try:
-        runner = runner_class(resource)(context)
-        problems = runner.check()
+        # Not the same every time: what is there already would not be written.
+        artifacts.get_bytes(artifacts.put_bytes(f"launch doctor, {datetime.now(UTC).isoformat()}\n".encode()))
     except LaunchError as exc:
-        return Check(resource, "does not load", (Finding(str(exc), why, "pip install 'openlaunch[all]'"),))
-    findings = [Finding(f"{problem.what}.", why, problem.fix) for problem in problems]
-    if not problems:
-        findings += _unreachable(runner, server_urls)
-    return Check(resource, "works here" if not findings else "see below", tuple(findings))
-
-
-def _unreachable(runner: Runner, server_urls: Sequence[str]) -> list[Finding]:
-    try:
-        host = runner.tracking_host(runner.Options())
-    except LaunchError:
-        return []
-    ports = [urlsplit(url).port for url in server_urls]
-    if host is None or not ports or host.endswith(".internal") or f"http://{host}:{ports[0]}" in server_urls:
-        return []
-    return [
-        Finding(
-            f"The tracking server does not listen on {host}, where jobs of {runner.name} would reach it.",
-            "Such jobs wait in their queue until it does.",
-            f"launch server --host {host}",
+        why = "Without it no code can be launched from here, none run, and no log is kept."
+        return Check(
+            "store", artifacts.url, (Finding(str(exc), why, "LAUNCH_ARTIFACTS, and what the line above names"),)
         )
-    ]
+    return Check("store", f"{artifacts.url} takes and gives")
 
 
 # --- this machine -----------------------------------------------------------------------------------------------------

@@ -244,7 +244,7 @@ def _unready(place: _Place, answer: _Answer, waited_s: float) -> str:
         return f"{who} is still reading its data after {waited_s:.0f} s; try again"
     if answer is _Answer.SILENT:
         return f"{who} does not answer after {waited_s:.0f} s; is it suspended? Its log is {place.log}"
-    return f"{who} runs, but its socket {place.socket} is gone; end it with 'launch down', then try again"
+    return f"{who} runs, but its socket {place.socket} is gone; end it with 'launch down --force', then try again"
 
 
 # --- starting and ending it ------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ The class says what to do next, the message says what was wrong and what would b
     |-- RequestError          the caller asked for something that cannot be: change the request
     |   |-- ConfigError       a file or a value is wrong: mend it at the path the message names
     |   |-- NotFoundError     no such queue, job, version or run
-    |   `-- ConflictError     it exists already, and is different
+    |   |-- ConflictError     it exists already, and is different
+    |   `-- NewerVersionError a later version of openlaunch wrote it: update this one
     |-- TemporaryError        an engine or a service is away: it is tried again
     |   `-- BrokerAwayError   Redis is
     `-- PermanentError        this attempt cannot succeed: it ends, with a cause
@@ -42,6 +43,10 @@ class NotFoundError(RequestError):
 
 class ConflictError(RequestError):
     """The name is taken by something different."""
+
+
+class NewerVersionError(RequestError):
+    """A later version of openlaunch wrote it, in a form this one does not know; nothing of it was touched."""
 
 
 class TemporaryError(LaunchError):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+from launch.metrics import STATS, Series, read_stats
 from launch.queue_store import WAKE_CHANNEL
 from launch.records import AgentRecord, Wishes, agent_from_hash
+from launch.run_events import worker_event
 from launch.scripted import P, Scripted
 
 _SERVER_TTL_S = 10
@@ -44,8 +48,17 @@ class FleetStore(Scripted):
 
     def installation(self) -> str:
         """Return eight hex digits, made once, that tell this installation's things at a target from another's."""
-        self.redis.set(f"{P}installation", secrets.token_hex(4), nx=True)
-        return str(self.redis.get(f"{P}installation"))
+        return self._made_once(f"{P}installation", secrets.token_hex(4))
+
+    def artifact_key(self) -> str:
+        """Return what the server asks of whoever reads or writes blobs: made once, and never shown to a job."""
+        return self._made_once(f"{P}artifact-key", secrets.token_hex(32))
+
+    def _made_once(self, key: str, value: str) -> str:
+        # Read first: whoever may only read gets it too.
+        if not self.redis.exists(key):
+            self.redis.set(key, value, nx=True)
+        return str(self.redis.get(key))
 
     def now(self) -> float:
         """Return Redis' time in Unix seconds: the only clock that counts."""
@@ -67,15 +80,21 @@ class FleetStore(Scripted):
             if mine and self.redis.get(key) == agent:
                 self.redis.delete(key)
 
-    def heartbeat(self, agent: str, fields: Mapping[str, Any], *, gap_s: float) -> None:
-        """Say that an agent lives. A longer gap than ``gap_s`` between two makes it wait before it adopts again."""
+    def heartbeat(self, agent: str, fields: Mapping[str, Any], *, gap_s: float, event: str | None = None) -> None:
+        """Say that an agent lives. A longer gap than ``gap_s`` between two makes it wait before it adopts again.
+
+        Args:
+            agent: its id.
+            fields: what it says of itself.
+            gap_s: in seconds.
+            event: what is told to whoever listens, see :func:`launch.run_events.worker_event`.
+        """
         flat = [item for name, value in fields.items() for item in (name, json.dumps(value))]
-        self._run("heartbeat", agent, gap_s, *flat)
+        self._run("heartbeat", agent, gap_s, event or worker_event(), *flat)
 
     def forget_agent(self, agent: str) -> None:
         """Take an agent that went of its own will off the list."""
-        self.redis.zrem(f"{P}agents", agent)
-        self.redis.delete(f"{P}agent:{agent}")
+        self._run("forget_agent", agent)
 
     def wish(self, agent: str, *, max_jobs: int | None = None, drain: bool = False) -> None:
         """Ask a living agent for another number of slots, or to end when its runs have; it hears of it at once."""
@@ -110,7 +129,13 @@ class FleetStore(Scripted):
             for (agent, beat), raw in zip(beats, hashes, strict=True)
             if raw.get("name")
         ]
+        living = Counter(agent.name for agent in found if agent.is_alive)
+        found = [replace(agent, has_namesake=agent.is_alive and living[agent.name] > 1) for agent in found]
         return sorted(found, key=lambda agent: (not agent.is_alive, agent.name, -agent.heartbeat_at))
+
+    def stats(self) -> dict[str, list[Series]]:
+        """Return what has been counted since the installation was made, see :mod:`launch.metrics`."""
+        return read_stats(self.redis.hgetall(STATS))
 
     def announce_server(self, urls: Sequence[str]) -> None:
         """Say where the tracking server listens; to be said again every three seconds."""

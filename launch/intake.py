@@ -7,7 +7,7 @@ and jobs, writes nothing: a request that is refused leaves nothing behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,10 +15,13 @@ from typing import Any, Protocol
 from launch.checking import parse
 from launch.durations import duration, parse_duration
 from launch.errors import ConfigError, RequestError
+from launch.job_inputs import check_given, read_files
 from launch.models import (
     MAX_SPEC_BYTES,
     CommandSource,
+    ImageSource,
     Job,
+    JobTypes,
     JobVersion,
     LaunchSpec,
     Limits,
@@ -31,6 +34,8 @@ from launch.plugins import Runner, runner_class
 from launch.records import spec_to_json
 from launch.request import Request, as_tracking, check_one_source, image_job, json_mapping
 from launch.resolve import own_section, resolve
+from launch.secrets import references
+from launch.templates import given_values
 from launch.wandb_spec import from_wandb
 
 
@@ -71,12 +76,24 @@ class SpecBuilder:
         jobs: where jobs are looked up.
         snapshot: makes a job of a directory; without it a request with ``path`` is refused, as one that came over the
             network must be: it would read the files of this machine.
+        note: called with what looks wrong in a request and may be meant, a sentence each.
+        digest_of: returns what an image's tag means now, for queues that resolve images at enqueue; none: it is left
+            to the agent.
     """
 
-    def __init__(self, queues: QueueSource, jobs: JobSource, snapshot: CodeSnapshots | None = None) -> None:
+    def __init__(
+        self,
+        queues: QueueSource,
+        jobs: JobSource,
+        snapshot: CodeSnapshots | None = None,
+        note: Callable[[str], None] = lambda _: None,
+        digest_of: Callable[[str], str] | None = None,
+    ) -> None:
         self._queues = queues
         self._jobs = jobs
         self._snapshot = snapshot
+        self._note = note
+        self._digest_of = digest_of
 
     def build(self, request: Mapping[str, Any], *, where: str = "launch") -> LaunchSpec:
         """Return the launch a request asks for.
@@ -92,10 +109,11 @@ class SpecBuilder:
         check_one_source(asked, where)
         queue = self._queues.queue(asked.queue)
         priority = priority_in(asked.priority, queue)
-        config = json_mapping(asked.config, "config")
+        config, files = json_mapping(asked.config, "config"), read_files(asked.files)
         runner = cached_runner_class(queue.resource)
         resource_args = _override(asked, queue, runner)
-        effective = resolve(queue, runner, resource_args)
+        variables = own_variables(asked.template_variables, queue)
+        effective = resolve(queue, runner, resource_args, variables)
         limits, run_limit_s = own_limits(queue, asked.run_limit)
         given = {key: getattr(asked, key) for key in ("name", "project", "entity", "author")}
         fields = {
@@ -107,6 +125,8 @@ class SpecBuilder:
             "priority": priority,
             "args": asked.args,
             "config": config,
+            "files": files,
+            "template_variables": variables,
             "resource_args": resource_args,
             "resource_config": effective,
             "limits": limits,
@@ -114,12 +134,15 @@ class SpecBuilder:
         }
         if asked.path is not None:
             # A snapshot writes to the artifact store, so all the rest must be right before one is taken.
-            check_size(parse(LaunchSpec, {**fields, "job": _STAND_IN}, where=where))
-        job, job_ref = self._job(asked)
+            check_spec(parse(LaunchSpec, {**fields, "job": _STAND_IN}, where=where))
+        job, job_ref, types = self._job(asked)
+        check_given(config, files, job.inputs, types, job=job_ref or "here", note=self._note)
         check_runs_images(job, queue, runner)
+        check_uses_dockerfile(asked.dockerfile, job, queue, runner)
+        job = self._resolved(job, queue)
         retry = job.retry or queue.retry
         spec = parse(LaunchSpec, {**fields, "job": job, "job_ref": job_ref, "retry": retry}, where=where)
-        check_size(spec)
+        check_spec(spec)
         return spec
 
     def build_many(self, requests: Sequence[Mapping[str, Any]]) -> list[LaunchSpec]:
@@ -128,7 +151,8 @@ class SpecBuilder:
         Raises:
             RequestError: one of them is wrong; the message starts with its place, ``launches/3``.
         """
-        remembering = SpecBuilder(_Queues(self._queues), _Jobs(self._jobs), self._snapshot)
+        digest_of = self._digest_of and cache(self._digest_of)
+        remembering = SpecBuilder(_Queues(self._queues), _Jobs(self._jobs), self._snapshot, self._note, digest_of)
         specs = []
         for place, request in enumerate(requests):
             where = f"launches/{place}"
@@ -160,11 +184,18 @@ class SpecBuilder:
             request["run_id"] = run_id
         return SpecBuilder(self._queues, self._jobs).build(request, where="spec")
 
-    def _job(self, asked: Request) -> tuple[Job, str | None]:
-        ref = None
+    def _resolved(self, job: Job, queue: QueueSpec) -> Job:
+        """Return the job with its image's tag resolved, where the queue says so."""
+        source = job.source
+        if queue.resolve_images != "enqueue" or self._digest_of is None or not isinstance(source, ImageSource):
+            return job
+        return job.model_copy(update={"source": source.model_copy(update={"digest": self._digest_of(source.image)})})
+
+    def _job(self, asked: Request) -> tuple[Job, str | None, JobTypes | None]:
+        ref, types = None, None
         if asked.job is not None:
             version = self._jobs.get(asked.job)
-            job, ref = version.job, version.ref
+            job, ref, types = version.job, version.ref, version.types
             if asked.entrypoint is not None:
                 job = _replaced(job, entrypoint=asked.entrypoint)
         elif asked.path is not None:
@@ -178,11 +209,35 @@ class SpecBuilder:
             job = Job(source=CommandSource(), entrypoint=asked.command or ())
         if asked.tracking is not None:
             job = _replaced(job, tracking=as_tracking(asked.tracking))
-        return job, ref
+        if asked.dockerfile is not None:
+            job = _replaced(job, dockerfile=_inside(asked.dockerfile, "dockerfile"))
+        return job, ref, types
 
 
 def _replaced(job: Job, **fields: Any) -> Job:
     return parse(Job, {**{name: getattr(job, name) for name in Job.model_fields}, **fields}, where="launch")
+
+
+def _inside(path: Any, where: str) -> str:
+    """Return a path in the job's code, or raise a ConfigError."""
+    if not isinstance(path, str) or not path.strip() or "\0" in path:
+        raise ConfigError(f"{where}: should be a path in the job's code, not {path!r}")
+    if path.startswith("/") or ".." in path.split("/"):
+        raise ConfigError(f"{where}: {path!r} should be relative to the job's code, and stay in it, without '..'")
+    return path
+
+
+def check_uses_dockerfile(dockerfile: Any, job: Job, queue: QueueSpec, runner: type[Runner]) -> None:
+    """Raise a ConfigError for a launch's own Dockerfile where no image is built."""
+    if dockerfile is None:
+        return
+    if job.source.kind not in ("code", "git"):
+        raise ConfigError(f"dockerfile: is for jobs of code; the source of this one is {job.source.kind}")
+    if not runner.runs_images:
+        raise ConfigError(
+            f"dockerfile: queue {queue.name!r} is of resource {queue.resource!r}, which builds no images; use a queue "
+            "of resource docker"
+        )
 
 
 def check_runs_images(job: Job, queue: QueueSpec, runner: type[Runner]) -> None:
@@ -236,16 +291,35 @@ def own_override(resource_args: Any, queue: QueueSpec, runner: type[Runner]) -> 
     return own_section(json_mapping(resource_args, "resource_args"), (queue.resource, runner.name, *runner.aliases))
 
 
-def check_size(spec: LaunchSpec) -> None:
-    """Raise a ConfigError for a launch that is too large to be a message."""
+def own_variables(given: Any, queue: QueueSpec) -> dict[str, Any]:
+    """Return what a launch gives of a queue's template variables, each value of its variable's type."""
+    return dict(given_values(queue.template_variables, json_mapping(given, "template_variables"), queue=queue.name))
+
+
+def check_spec(spec: LaunchSpec) -> None:
+    """Raise a ConfigError for a launch that is too large to be a message, or refers to a secret where all can read."""
+    for part in ("config", "files", "args"):
+        names = _secrets_in(getattr(spec, part))
+        if names:
+            raise ConfigError(
+                f"{part}: the secret {min(names)!r} cannot stand here, since {part} are recorded and shown; have the "
+                "script read a variable, and put the secret into env of the queue's config or of resource_args"
+            )
     size = len(spec_to_json(spec).encode())
     if size <= MAX_SPEC_BYTES:
         return
-    largest = max(("config", "resource_args", "args"), key=lambda name: len(str(getattr(spec, name))))
+    largest = max(("config", "files", "resource_args", "args"), key=lambda name: len(str(getattr(spec, name))))
     raise ConfigError(
         f"launch: is {size:,} bytes as JSON, more than the {MAX_SPEC_BYTES:,} a launch may have; the largest part is "
         f"{largest}: put large inputs into the job or a file it reads"
     )
+
+
+def _secrets_in(value: Any) -> frozenset[str]:
+    try:
+        return references(value)
+    except ConfigError:
+        return frozenset()  # what only looks like one is text here
 
 
 def _check_distinct(specs: Iterable[LaunchSpec]) -> None:

@@ -1,4 +1,4 @@
-"""The jobs there are, version by version, and how a folder of code becomes one.
+"""The jobs there are, version by version, and the values a job is given.
 
 A version never changes. A job with the same content as an earlier version *is* that version: nothing new is made, and
 ``latest`` and the aliases given move to it.
@@ -9,18 +9,16 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from launch.checking import closest, did_you_mean
-from launch.errors import ConfigError, NotFoundError
-from launch.models import Alias, CodeSource, Job, JobName, JobVersion, RetryPolicy, Tracking
-from launch.requirements import read_requirements, requirement_notes
+from launch.checking import did_you_mean
+from launch.errors import ConfigError, ConflictError, NotFoundError
+from launch.models import APT_PATTERN, Alias, Job, JobName, JobTypes, JobVersion
+from launch.references import parse_reference
 from launch.scripted import P, Scripted
-from launch.snapshots import MAX_BYTES, Snapshot, snapshot
 
 if TYPE_CHECKING:
     from launch.artifacts import ArtifactStore
@@ -28,19 +26,9 @@ if TYPE_CHECKING:
 
 _Versions = list[JobVersion]
 _MAX_NAME = 128
-_MAX_IMAGE_NAME = 255
 
 _JOB_NAME: TypeAdapter[str] = TypeAdapter(JobName)
 _ALIAS: TypeAdapter[str] = TypeAdapter(Alias)
-
-# Source: https://github.com/distribution/reference/blob/main/regexp.go
-_HOST = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[a-fA-F0-9:]+\])"
-_PATH = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
-_IMAGE = re.compile(
-    rf"(?P<name>(?:{_HOST}(?::[0-9]+)?/)?{_PATH}(?:/{_PATH})*)"
-    r"(?::[\w][\w.-]{0,127})?(?:@[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,})?",
-    re.ASCII,
-)
 
 
 class JobRegistry(Scripted):
@@ -78,19 +66,26 @@ class JobRegistry(Scripted):
         """
         name, _, which = ref.partition(":")
         key = f"{P}job:{name}"
-        found = self.redis.hget(key, _number_field(which or "latest"))
-        if found is not None and not _is_number(which):
-            found = self.redis.hget(key, f"v{found}")
+        number = which
+        if not _is_number(which):
+            number = f"v{self.redis.hget(key, _number_field(which or 'latest'))}"
+        found, types = self.redis.hmget(key, number, f"types:{number}")
         if found is None:
             raise NotFoundError(self._missing(name, which))
-        return JobVersion.model_validate_json(found)
+        version = JobVersion.model_validate_json(found)
+        return version.model_copy(update={"types": JobTypes.model_validate_json(types)}) if types else version
+
+    def fill_in_types(self, ref: str, types: JobTypes) -> bool:
+        """Keep what a version's first finished run told of it; false if that is known, or there is no such version."""
+        name, _, number = ref.partition(":")
+        return bool(self._run("fill_in_types", name, number, types.model_dump_json(exclude_defaults=True)))
 
     def list(self) -> _Versions:
         """Return the latest version of every job, by name."""
         names = self._names()
         latest = self._each((name, "latest") for name in names)
         found = self._each((name, f"v{number}") for name, number in zip(names, latest, strict=True))
-        return [JobVersion.model_validate_json(text) for text in found]
+        return [JobVersion.model_validate_json(text) for text in found if text is not None]
 
     def versions(self, name: str) -> _Versions:
         """Return all versions of a job, the oldest first.
@@ -109,8 +104,42 @@ class JobRegistry(Scripted):
             NotFoundError: there is no such job.
         """
         fields = self._fields(name)
-        named = {field.removeprefix("alias:"): int(fields[field]) for field in sorted(fields) if ":" in field[:6]}
+        named = {
+            field.removeprefix("alias:"): int(fields[field]) for field in sorted(fields) if field.startswith("alias:")
+        }
         return {"latest": int(fields["latest"]), **named}
+
+    def delete(self, name: str, versions: Iterable[int], *, spared: Iterable[str] | None) -> None:
+        """Delete versions of a job, with the last one the job; their numbers are not given out again.
+
+        Args:
+            name: the job.
+            versions: their numbers.
+            spared: the aliases that may go with them; none: any.
+
+        Raises:
+            ConflictError: another alias means one of them; nothing was deleted.
+        """
+        aliases = "*" if spared is None else " ".join(spared)
+        alias = self._run("delete_job", name, aliases, *versions)
+        if alias:
+            raise ConflictError(
+                f"job {name}: {alias!r} is a name of that version too: give it to another one first, or delete "
+                "with --force"
+            )
+
+    def add_alias(self, ref: str, alias: str) -> JobVersion:
+        """Give a version a further name, taken from the one that had it, and return the version.
+
+        Raises:
+            NotFoundError: there is no such version.
+            ConfigError: the alias may not be one.
+        """
+        check_alias(alias)
+        version = self.get(ref)
+        if not self._run("alias_job", version.name, f"v{version.version}", alias):
+            raise NotFoundError(self._missing(version.name, f"v{version.version}"))
+        return version
 
     def _names(self) -> tuple[str, ...]:
         return tuple(sorted(self.redis.smembers(f"{P}jobs")))
@@ -123,7 +152,7 @@ class JobRegistry(Scripted):
 
     def _fields(self, name: str) -> dict[str, str]:
         fields: dict[str, str] = self.redis.hgetall(f"{P}job:{name}")
-        if not fields:
+        if "latest" not in fields:  # never made, or deleted: then only the number of its next version is there
             raise NotFoundError(self._missing(name, ""))
         return fields
 
@@ -138,8 +167,10 @@ class JobRegistry(Scripted):
 
 
 def _content(job: Job) -> str:
-    # Without defaults, so that a field that is added to Job some day does not make every job look changed.
-    return hashlib.sha256(job.model_dump_json(exclude_defaults=True).encode()).hexdigest()
+    # Without defaults, so that a field that is added to Job some day does not make every job look changed; without the
+    # branch that meant a commit and the commit a snapshot was taken at, which are for people.
+    text = job.model_dump_json(exclude_defaults=True, exclude={"source": {"ref", "origin"}})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_number(which: str) -> bool:
@@ -148,123 +179,6 @@ def _is_number(which: str) -> bool:
 
 def _number_field(which: str) -> str:
     return which if which == "latest" or _is_number(which) else f"alias:{which}"
-
-
-# --- code jobs -------------------------------------------------------------------------------------------------------
-
-
-def create_code_job(
-    registry: JobRegistry,
-    path: Path,
-    name: str,
-    entrypoint: str | Sequence[str] | None = None,
-    *,
-    aliases: Iterable[str] = (),
-    python_version: str | None = None,
-    requirements: Path | None = None,
-    tracking: Tracking = Tracking.REQUIRED,
-    retry: RetryPolicy | None = None,
-    max_bytes: int = MAX_BYTES,
-) -> tuple[JobVersion, bool, list[str]]:
-    """Register a folder of code and return its version, whether that is new, and notes for the user.
-
-    See :func:`code_job` for the arguments and :meth:`JobRegistry.create` for what a version is.
-
-    Raises:
-        RequestError: a value is wrong; no job was made.
-    """
-    check_job_name(name)
-    taken = [check_alias(alias) for alias in aliases]
-    notes: list[str] = []
-    job = code_job(
-        registry.artifacts,
-        path,
-        entrypoint,
-        python_version=python_version,
-        requirements=requirements,
-        tracking=tracking,
-        retry=retry,
-        max_bytes=max_bytes,
-        note=notes.append,
-    )
-    version, is_new = registry.create(name, job, taken)
-    return version, is_new, notes
-
-
-def code_job(
-    artifacts: ArtifactStore,
-    path: Path,
-    entrypoint: str | Sequence[str] | None = None,
-    *,
-    python_version: str | None = None,
-    requirements: Path | None = None,
-    tracking: Tracking = Tracking.REQUIRED,
-    retry: RetryPolicy | None = None,
-    max_bytes: int = MAX_BYTES,
-    note: Callable[[str], None] = lambda _: None,
-) -> Job:
-    """Keep a folder's code and requirements in the artifact store and return the job that runs it.
-
-    Args:
-        path: the folder.
-        entrypoint: the command, as text or a list; none: ``python main.py``, if there is a ``main.py``.
-        python_version: ``"3.11"``; none: the builder's default.
-        requirements: read instead of the folder's ``requirements.txt``.
-        tracking: whether a run must call ``wandb.init`` to count as finished.
-        retry: when a failed attempt is followed by another; none: as the queue says.
-        max_bytes: the most the code may have.
-        note: called with each thing the user should know, a sentence.
-
-    Raises:
-        RequestError: a value is wrong; nothing was kept.
-    """
-    command, version = _command(path, entrypoint, note), _optional(check_python_version, python_version)
-    needed = read_requirements(path, requirements)
-    with snapshot(path, max_bytes=max_bytes) as snap:
-        _check_script(command, snap, path)
-        for text in (*snap.notes, *requirement_notes(needed, needs_wandb=tracking is Tracking.REQUIRED)):
-            note(text)
-        artifacts.put_file(snap.archive, digest=snap.digest)
-        source = CodeSource(archive=snap.digest, archive_bytes=snap.archive_bytes, files=snap.files)
-    return Job(
-        source=source,
-        entrypoint=command,
-        python_version=version,
-        requirements=artifacts.put_bytes(needed.encode()) if needed is not None else None,
-        tracking=tracking,
-        retry=retry,
-    )
-
-
-def _command(path: Path, entrypoint: str | Sequence[str] | None, note: Callable[[str], None]) -> tuple[str, ...]:
-    if not entrypoint:
-        if not path.is_dir() or (path / "main.py").is_file():
-            return ("python", "main.py")
-        scripts = sorted(file.name for file in path.glob("*.py"))
-        like = f"python {scripts[0]}" if scripts else "python train.py"
-        raise ConfigError(f"entrypoint: is required, since {path} has no main.py; for example '{like}'")
-    command = parse_entrypoint(entrypoint)
-    if isinstance(entrypoint, str) and command[0] != shlex.split(entrypoint)[0]:
-        note(f"the entrypoint {entrypoint!r} has no program before the script, so it became {shlex.join(command)!r}")
-    return command
-
-
-def _check_script(command: Sequence[str], snap: Snapshot, path: Path) -> None:
-    """Refuse ``python x.py`` when there is no x.py: cheaper to hear now than after a build."""
-    if len(command) < 2 or not re.fullmatch(r"python[\d.]*", command[0]) or not command[1].endswith(".py"):
-        return
-    script = command[1].removeprefix("./")
-    if script in snap.paths or script.startswith("/"):
-        return
-    near = closest(script, [name for name in snap.paths if name.endswith(".py")])
-    why = "it is left out of the snapshot (.gitignore, .launchignore)" if (path / script).exists() else "no such file"
-    raise ConfigError(
-        f"entrypoint: {command[1]!r} is not in {path}: {why}" + (f"; did you mean {near!r}?" if near else "")
-    )
-
-
-def _optional(check: Callable[[str], str], value: str | None) -> str | None:
-    return None if value is None else check(value)
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -335,20 +249,22 @@ def check_python_version(text: str) -> str:
     return text
 
 
-def check_image(reference: str) -> str:
+def check_image(reference: str, *, where: str = "image") -> str:
     """Return the image reference if it is well formed; whether there is such an image, its registry knows.
 
     Raises:
         ConfigError: it is not, with a guess at what is wrong.
     """
-    found = _IMAGE.fullmatch(reference)
-    if found and len(found["name"]) <= _MAX_IMAGE_NAME:
-        return reference
-    why = ""
-    if found:
-        why = f": its name is over {_MAX_IMAGE_NAME} characters"
-    elif re.search(r"\s", reference):
-        why = ": it has white space in it"
-    elif _IMAGE.fullmatch(reference.lower()):
-        why = f": its name should be lower-case; did you mean {reference.lower()!r}?"
-    raise ConfigError(f"image: should be like 'python:3.12-slim' or 'host:5000/team/train:v1', not {reference!r}{why}")
+    parse_reference(reference, where=where)
+    return reference
+
+
+def check_apt(package: str) -> str:
+    """Return the name of a Debian package, ``=version`` after it or not, if it is one.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not re.fullmatch(APT_PATTERN, package, re.ASCII):
+        raise ConfigError(f"apt: should be Debian packages like 'libgl1' or 'ffmpeg=7:5.1.6-0', not {package!r}")
+    return package

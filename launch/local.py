@@ -22,7 +22,7 @@ from launch.embedded import broker_url, running, stop_broker
 from launch.errors import ConflictError, NotFoundError
 from launch.home import make_home
 from launch.models import RunState
-from launch.processes import Background, start_time
+from launch.processes import Background, parent_of, start_time
 from launch.queue_spec import queue_spec
 from launch.records import AgentRecord
 from launch.settings import Settings
@@ -109,7 +109,9 @@ class Local:
     def _environ(self) -> dict[str, str]:
         """The environment, with the settings in it by name: they may have come from elsewhere."""
         given = self.settings.model_dump(exclude_none=True)
-        return {**os.environ, **{f"LAUNCH_{name.upper()}": str(value) for name, value in given.items()}}
+        named = {f"LAUNCH_{name.upper()}": str(value) for name, value in given.items()}
+        # Their logs are files, but of one machine, for the person at it.
+        return {**os.environ, "LAUNCH_LOG_FORMAT": "text", **named}
 
     def live_runs(self) -> list[str]:
         """Return the ids of runs at work that ``down`` would leave without an agent.
@@ -127,11 +129,30 @@ class Local:
         finally:
             store.redis.close()
 
-    def down(self, say: Say) -> None:
-        """End the agent (its runs go on at their targets), the server and the embedded broker."""
+    def other_agents(self) -> list[AgentRecord]:
+        """Return the living agents that use the embedded broker and are not the one that ``up`` has started.
+
+        Raises:
+            TemporaryError: the broker runs, but does not answer.
+        """
+        url = running(self.settings)
+        if url is None:
+            return []
+        store = RunStore.connect(url, timeout_s=self.settings.connect_timeout_s)
+        try:
+            agents = store.agents(dead_after_s=self.settings.dead_after_s)
+        finally:
+            store.redis.close()
+        own, here = self.agent.pid(), socket.gethostname()
+        return [agent for agent in agents if _lives(agent, here) and (own is None or parent_of(agent.pid) != own)]
+
+    def down(self, say: Say, *, only_agent: bool = False) -> None:
+        """End the agent (its runs go on at their targets) and, unless others need them, server and embedded broker."""
         with self._lock():
             if self.agent.stop(timeout_s=10.0):
                 say("ended the agent")
+            if only_agent:
+                return
             if self.server.stop(timeout_s=10.0):
                 say("ended the server")
             if stop_broker(self.settings):
@@ -160,12 +181,16 @@ def _make_queues(store: RunStore, queues: Sequence[str], say: Say) -> None:
 def _serving(store: RunStore, queues: Sequence[str]) -> list[AgentRecord]:
     """Return the living agents on this machine that serve all the queues."""
     here = socket.gethostname()
-    return [agent for agent in store.agents() if _lives(agent, here) and set(queues) <= set(agent.queues)]
+    return [
+        agent
+        for agent in store.agents()
+        if agent.host == here and _lives(agent, here) and set(queues) <= set(agent.queues)
+    ]
 
 
 def _lives(agent: AgentRecord, here: str) -> bool:
     # One that was killed a moment ago still counts as alive in the record.
-    return agent.is_alive and agent.host == here and start_time(agent.pid) is not None
+    return agent.is_alive and (agent.host != here or start_time(agent.pid) is not None)
 
 
 def _check_serves(argv: Sequence[str], queues: Sequence[str]) -> None:

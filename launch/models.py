@@ -13,14 +13,19 @@ from collections.abc import Mapping
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, StrictStr, StringConstraints, model_validator
 
 from launch.checking import Model, matching
 from launch.errors import ConfigError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_SPEC_BYTES = 1 << 20
 RUN_ID_PATTERN = "[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?"
+APT_PATTERN = r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9-]+)?(=[A-Za-z0-9][A-Za-z0-9.+~:-]*)?"
+"""A Debian package: ``libgl1``, ``ffmpeg=7:5.1.6-0``.
+
+Source: https://www.debian.org/doc/debian-policy/ch-controlfields.html#source
+"""
 _NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_.-]{0,%d}"
 _NAME_MEANING = "1 to %d of letters, digits, '_', '.' and '-', starting with a letter or digit"
 
@@ -120,9 +125,11 @@ class CodeOrigin(Model):
     """What ``HEAD`` was; none: nothing was committed yet."""
     branch: str | None = None
     dirty: tuple[str, ...] = ()
-    """Paths, relative to the snapshot's folder, that differ from the commit or are not in it."""
+    """Paths, relative to the snapshot's folder, that differ from the commit or are not in it; at most 100."""
+    more_dirty: int = 0
+    """How many more there are."""
     diff: Digest | None = None
-    """``git diff HEAD`` in the artifact store; none: there is nothing in it."""
+    """``git diff HEAD`` of the files in the snapshot, in the artifact store; none: there is nothing in it."""
 
 
 class CodeSource(Model):
@@ -193,7 +200,7 @@ class Job(Model):
     """The folder of the job's code that is the Dockerfile's build context; none: all of it."""
     base_image: str | None = None
     """What a generated image starts from; none: as the queue or the agent says."""
-    apt: tuple[str, ...] = ()
+    apt: tuple[Annotated[str, matching(APT_PATTERN, "a Debian package like 'libgl1'")], ...] = ()
     """Debian packages that a generated image has installed."""
     inputs: JobInputs | None = None
     """What may be set at launch, as the job's author declares it; none: anything."""
@@ -208,6 +215,25 @@ class Job(Model):
         return self
 
 
+Types = dict[str, Any]
+"""``{key: type}``, nested as the values are: ``"number"``, ``"text"``, ``"list"``, or the types of a mapping."""
+
+
+class JobTypes(Model):
+    """What the first finished run of a job's version went in and out with, and what its script lets a launch set."""
+
+    config: Types = {}
+    """Of ``wandb.config``."""
+    summary: Types = {}
+    """Of the run's summary."""
+    settable: Types | None = None
+    """What ``manage_wandb_config`` lets a launch set of the config; none: everything."""
+    files: dict[str, Types] = {}
+    """What ``manage_config_file`` lets a launch set of each file."""
+    inputs: JobInputs | None = None
+    """The schemas that either was called with."""
+
+
 class JobVersion(Model):
     """A job as the registry keeps it."""
 
@@ -216,6 +242,8 @@ class JobVersion(Model):
     job: Job
     created_at: float
     """Unix seconds, Redis time."""
+    types: JobTypes | None = None
+    """Filled in by the version's first finished run, and kept apart from what never changes; none: not known yet."""
 
     @property
     def ref(self) -> str:
@@ -253,14 +281,18 @@ class Priority(IntEnum):
         return self.name.lower()
 
 
+TemplateValue = StrictStr | StrictInt | StrictFloat
+
+
 class TemplateVariable(Model):
-    """A ``{{name}}`` in a queue's config, filled in by each launch."""
+    """A ``{{name}}`` in a queue's config, filled in by each launch; :mod:`launch.templates` knows the rules."""
 
     type: Literal["string", "integer", "number"] = "string"
-    enum: tuple[str | int | float, ...] | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    default: str | int | float | None = None
+    enum: tuple[TemplateValue, ...] | None = None
+    """The values there are; none: any within the bounds."""
+    minimum: StrictInt | StrictFloat | None = None
+    maximum: StrictInt | StrictFloat | None = None
+    default: TemplateValue | None = None
     """None: a launch has to give a value."""
     description: str = ""
 
@@ -319,7 +351,7 @@ class LaunchSpec(Model):
     """Overrides of the script's ``wandb.config``."""
     files: dict[str, dict[str, Any]] = {}
     """``{path: values}``: overrides of config files in the job's code."""
-    template_variables: dict[str, str | int | float] = {}
+    template_variables: dict[str, TemplateValue] = {}
     """What the launch itself gives of the queue's template variables."""
     resource_args: dict[str, Any] = {}
     """The launch's own override of the queue's resource config."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Unpack
 
 from launch.checking import did_you_mean
 from launch.connected import Connected, author
 from launch.errors import ConfigError, ConflictError, NotFoundError
-from launch.models import CauseKind, LaunchSpec, RunRecord, RunState, new_run_id
+from launch.models import CauseKind, JobTypes, LaunchSpec, RunRecord, RunState, new_run_id
 from launch.relaunch import Changes, again, edited
 from launch.watch import Run, who
 
@@ -68,9 +69,8 @@ class Operations(Connected):
             RequestError: no such run, it is not queued any more, or a value is wrong.
         """
         spec = self.store.record(run_id).spec
-        queue = self.store.queue(spec.queue)
-        then = queue.model_copy(update={"config": self.store.queue_config(spec.queue, spec.queue_version)})
-        after = edited(spec, then, changes)
+        queue = self.store.queue_at(spec.queue, spec.queue_version)
+        after = edited(spec, queue, changes, types=self._types(spec))
         if after != spec:
             self.store.edit(spec, after)
         return self.run(run_id)
@@ -130,7 +130,12 @@ class Operations(Connected):
 
     def _again(self, spec: LaunchSpec, queue: str | None, changes: Changes, run_id: str) -> LaunchSpec:
         target = self.store.queue(queue if queue is not None else spec.queue)
-        return again(spec, target, changes, run_id=run_id, author=author())
+        return again(spec, target, changes, run_id=run_id, author=author(), types=self._types(spec))
+
+    def _types(self, spec: LaunchSpec) -> JobTypes | None:
+        with suppress(NotFoundError):  # a job that has been deleted meanwhile
+            return self.registry.get(spec.job_ref).types if spec.job_ref else None
+        return None
 
     # --- an end -------------------------------------------------------------------------------------------------------
 
@@ -147,10 +152,14 @@ class Operations(Connected):
         self.store.queue(queue)
         # From the back, and those at work last: what is stopped frees slots for those that wait before it.
         queued = [*self.store.ids(queue, "delayed"), *self.store.ids(queue, "held"), *self.store.ids(queue, "waiting")]
-        stopped = [self._stopped(run_id, grace_s) for run_id in reversed(queued)]
+        stopped = self._all_stopped(list(reversed(queued)), grace_s)
         seen = set(queued)
-        stopped += [self._stopped(run_id, grace_s) for run_id in self.store.ids(queue, "active") if run_id not in seen]
-        return stopped
+        active = [run_id for run_id in self.store.ids(queue, "active") if run_id not in seen]
+        return [*stopped, *self._all_stopped(active, grace_s)]
+
+    def _all_stopped(self, run_ids: Sequence[str], grace_s: float | None) -> list[Run]:
+        known = self.store.launches(run_ids)  # of those that a later version wrote there is a warning
+        return [self._stopped(run_id, grace_s) for run_id in run_ids if run_id in known]
 
     def _stopped(self, run_id: str, grace_s: float | None) -> Run:
         grace = self.settings.stop_grace_s if grace_s is None else grace_s
@@ -171,26 +180,33 @@ class Operations(Connected):
 
     # --- agents -------------------------------------------------------------------------------------------------------
 
-    def set_max_jobs(self, agent: str, max_jobs: int) -> list[AgentRecord]:
-        """Let an agent carry so many runs at once, until it ends; returns the living agents of that name.
+    def set_max_jobs(self, agent: str, max_jobs: int, *, every: bool = False) -> list[AgentRecord]:
+        """Let an agent carry so many runs at once, until it ends; returns whom it was said to.
 
         Args:
-            agent: its name or id; all that share a name are meant.
+            agent: its name or id.
             max_jobs: 1 to 1000.
+            every: where several living agents have that name, all of them are meant.
 
         Raises:
-            RequestError: no living agent of that name, or a number out of range.
+            RequestError: no living agent of that name, several of them, or a number out of range.
         """
         if not 1 <= max_jobs <= _MAX_JOBS:
             raise ConfigError(f"max_jobs: should be 1 to {_MAX_JOBS}, not {max_jobs}")
-        return self._wish(agent, lambda agent_id: self.store.wish(agent_id, max_jobs=max_jobs))
+        return self._wish(agent, lambda agent_id: self.store.wish(agent_id, max_jobs=max_jobs), every=every)
 
-    def drain(self, agent: str) -> list[AgentRecord]:
-        """Let an agent take no more runs, and end when those in hand have; returns the living agents of that name."""
-        return self._wish(agent, lambda agent_id: self.store.wish(agent_id, drain=True))
+    def drain(self, agent: str, *, every: bool = False) -> list[AgentRecord]:
+        """Let an agent take no more runs, and end when those in hand have; see :meth:`set_max_jobs`."""
+        return self._wish(agent, lambda agent_id: self.store.wish(agent_id, drain=True), every=every)
 
-    def _wish(self, name: str, wish: Callable[[str], None]) -> list[AgentRecord]:
+    def _wish(self, name: str, wish: Callable[[str], None], *, every: bool) -> list[AgentRecord]:
         found = self._living(name)
+        if len(found) > 1 and not every:
+            listed = ", ".join(f"{agent.id} ({agent.host}:{agent.pid}, {', '.join(agent.queues)})" for agent in found)
+            raise ConflictError(
+                f"{len(found)} living agents are called {name!r}: {listed}; name one by its id, or say that all are "
+                "meant (--all)"
+            )
         for agent in found:
             wish(agent.id)
         return found

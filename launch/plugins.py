@@ -36,6 +36,16 @@ class Problem:
     fix: str
 
 
+@dataclass(frozen=True)
+class Reach:
+    """What came of asking the tracking server from where a target's jobs run."""
+
+    said: str
+    """One phrase for people: ``reached from a container``, ``not tested: …`` and why."""
+    problem: Problem | None = None
+    """Set when a job cannot reach it."""
+
+
 def attempt_name(installation: str, run_id: str, number: int) -> str:
     """Return what an attempt is called at its target."""
     return f"launch-{installation}-{run_id}-{number}"
@@ -55,7 +65,7 @@ class Attempt:
     secret_env: Mapping[str, str] = field(default_factory=dict)
     """Like ``env``; masked in every view, label and log."""
     secrets: frozenset[str] = frozenset()
-    """Further values, such as those in the options, that no view, label or log may show."""
+    """Values of secrets that the options hold: no view, label or log may show them."""
     code: Path | None = None
     """A gzip tar of the job's code on this machine, with paths relative to the job's root."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -89,7 +99,7 @@ def _masked(value: Any, secrets: frozenset[str]) -> Any:
     if isinstance(value, bool | int | float) or value is None:
         return value
     text = str(value)
-    for secret in secrets:
+    for secret in sorted(secrets - {""}, key=len, reverse=True):
         text = text.replace(secret, MASK)
     return text
 
@@ -144,6 +154,8 @@ class TargetContext:
     """The launch home: a plugin keeps its files in a folder of its own name below it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The plugin's own section of the agent config."""
+    secrets: frozenset[str] = frozenset()
+    """Values of secrets that ``settings`` hold: no log may show them."""
 
 
 class Runner(ABC):
@@ -168,6 +180,11 @@ class Runner(ABC):
     """The resource config of a queue of this target; unknown keys are errors."""
     safe_overrides: ClassVar[frozenset[str]]
     """Keys of ``Options`` (canonical names) that a launch may override when the queue says ``overrides: safe``."""
+    public_options: ClassVar[frozenset[str]] = frozenset()
+    """Keys of ``Options`` (canonical names) that others can read at the target, such as labels and command lines: no
+    secret may stand there."""
+    probe_options: ClassVar[frozenset[str]] = frozenset()
+    """Keys of ``Options`` (canonical names) that :meth:`probe` heeds: those that say how a job is connected."""
 
     def __init__(self, context: TargetContext) -> None:
         self.context = context
@@ -189,6 +206,13 @@ class Runner(ABC):
     @abstractmethod
     def tracking_host(self, options: Any) -> str | None:
         """Return the address at which a job reaches a server on this machine, or none if it cannot."""
+
+    def probe(self, url: str, options: Any) -> Reach:  # noqa: ARG002
+        """Ask the tracking server at ``url`` from where a job with these options would run, and leave nothing behind.
+
+        May start something short-lived at the target, but fetches and builds nothing for it.
+        """
+        return Reach(f"not tested: the {self.name} target has no probe")
 
     def build_options(self, options: Any) -> Mapping[str, Any]:  # noqa: ARG002
         """Return what a queue's ``options`` say to the builder; most have nothing to say."""
@@ -239,7 +263,8 @@ class Runner(ABC):
         """Yield what the job has written since ``cursor`` (none: from the start), and then what it goes on to write.
 
         Ends when the job has ended and all of it was yielded. The consumer may stop at any chunk (``close``).
-        Waits for more without using the processor; after it yields nothing for a while it may yield empty text.
+        Waits for more without using the processor; after half a second without any it should yield empty text: what
+        may be the beginning of a secret is held back until then.
         """
 
     @abstractmethod

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from launch.checking import parse
-from launch.models import CodeSource, ImageSource, LaunchSpec
+from launch.models import CodeSource, GitSource, ImageSource, LaunchSpec
 from launch.plugins import Attempt, Runner, TargetContext, runner_class
+from launch.references import parse_reference
 from launch.resolve import BUILDER, macro_values, render_macros
+from launch.secrets import render
 from launch.tracking import tracking_env
 
 STAND_IN_KEY = "0" * 40
@@ -31,7 +33,10 @@ def preview(spec: LaunchSpec, *, installation: str, home: Path) -> dict[str, Any
     runner = runner_class(spec.resource)(TargetContext(installation, home))
     image = _image(spec, runner, home)
     config = {key: value for key, value in spec.resource_config.items() if key != BUILDER}
-    options = parse(runner.Options, render_macros(config, macro_values(spec, image)), where="resource config")
+    macros = macro_values(spec, image)
+    # A secret's stand-in is its reference.
+    filled, _ = render(config, "${{secret:{}}}".format, rest=lambda text: str(render_macros(text, macros)))
+    options = parse(runner.Options, filled, where="resource config")
     attempt = Attempt(
         installation=installation,
         run_id=spec.run_id,
@@ -39,13 +44,14 @@ def preview(spec: LaunchSpec, *, installation: str, home: Path) -> dict[str, Any
         command=spec.command,
         env=tracking_env(spec, 1, base_url=STAND_IN_SERVER, wandb_dir=None),
         secret_env={"WANDB_API_KEY": STAND_IN_KEY},
-        code=Path("code.tar.gz") if isinstance(spec.job.source, CodeSource) else None,
+        code=Path("code.tar.gz") if isinstance(spec.job.source, CodeSource | GitSource) else None,
     )
     return runner.plan(attempt, image, options).view()
 
 
 def _image(spec: LaunchSpec, runner: Runner, home: Path) -> str:
     if isinstance(spec.job.source, ImageSource):
-        return spec.job.source.image
+        source = spec.job.source
+        return parse_reference(source.image).at(source.digest) if source.digest else source.image
     made = spec.job.requirements[:12] if spec.job.requirements else "no-requirements"
     return str(home / "environments" / made) if runner.builder == "venv" else f"environment:{made}"

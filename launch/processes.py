@@ -29,14 +29,29 @@ def start_time(pid: int) -> str | None:
     if pid in _children:
         _children[pid].poll()
     if sys.platform == "linux":
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if fields[0] in "ZX" else fields[19]
-    done = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    state, _, started = done.stdout.strip().partition(" ")
+        fields = _stat(pid)
+        return None if not fields or fields[0] in "ZX" else fields[19]
+    state, _, started = _ps("stat=,lstart=", pid).partition(" ")
     return started.strip() if started and not state.startswith("Z") else None
+
+
+def parent_of(pid: int) -> int | None:
+    """Return the process id of a process's parent; none if there is no such process."""
+    said = (_stat(pid) or ["", ""])[1] if sys.platform == "linux" else _ps("ppid=", pid)
+    return int(said) if said else None
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of a process behind its name, empty if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _ps(columns: str, pid: int) -> str:
+    done = subprocess.run(["ps", "-o", columns, "-p", str(pid)], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import Any
 
 from launch.checking import did_you_mean
 from launch.errors import ConfigError, ConflictError, LaunchError
-from launch.models import Limits, QueueSpec, RetryPolicy
+from launch.models import Limits, QueueSpec, RetryPolicy, TemplateVariable
 from launch.queue_spec import LIMITS, QueueSettings, queue_spec
+from launch.templates import allowed
 
-_SHOWN = ("config", "overrides", "priorities", "max_concurrent")
+_SHOWN = ("config", "resolve_images", "overrides", "priorities", "max_concurrent")
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,27 @@ def _differences(before: QueueSpec, after: QueueSpec) -> list[tuple[str, Any, An
 def shown_settings(spec: QueueSpec) -> dict[str, Any]:
     """Return a queue's settings as users name them, limits in seconds."""
     settings = {key: getattr(spec, key) for key in _SHOWN}
+    settings["template_variables"] = shown_variables(spec.template_variables)
     settings["retry"] = shown_retry(spec.retry)
     return settings | shown_limits(spec.limits)
+
+
+def shown_variables(variables: Mapping[str, TemplateVariable]) -> dict[str, Any]:
+    """Return template variables as users write them."""
+    return {
+        name: {"type": variable.type, **variable.model_dump(exclude_defaults=True)}
+        for name, variable in variables.items()
+    }
+
+
+def variable_lines(spec: QueueSpec) -> list[str]:
+    """Return a queue's template variables for people: ``cpu = an integer between 1 and 4, default 2: cores``."""
+    lines = []
+    for name, variable in spec.template_variables.items():
+        default = "has to be given" if variable.default is None else f"default {variable.default}"
+        said = f": {' '.join(variable.description.split())}" if variable.description else ""
+        lines.append(f"{name} = {allowed(variable)}, {default}{said}")
+    return lines
 
 
 def shown_retry(policy: RetryPolicy) -> dict[str, Any]:

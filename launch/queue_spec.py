@@ -8,10 +8,11 @@ from typing import Any, TypedDict
 from launch.checking import did_you_mean, parse
 from launch.durations import parse_duration
 from launch.errors import ConfigError
-from launch.models import Limits, QueueSpec, RetryPolicy, RetryRule
+from launch.models import Limits, QueueSpec, RetryPolicy, RetryRule, TemplateVariable
 from launch.plugins import Runner, runner_class
 from launch.request import json_mapping
 from launch.resolve import canonical, check_config, own_section, refuse_unknown
+from launch.templates import read_variables, unused
 
 LIMITS = {"start_limit": "start_s", "run_limit": "run_s", "orphan_timeout": "orphan_s"}
 """The limits as users name them, and as :class:`~launch.models.Limits` does."""
@@ -22,6 +23,11 @@ class QueueSettings(TypedDict, total=False):
 
     config: Mapping[str, Any] | None
     """Its default resource config, in the target's own words; W&B's nested form is accepted."""
+    template_variables: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+    """What each ``{{name}}`` in the config stands for: ``{"cpu": {"type": "integer", "minimum": 1, "maximum": 4,
+    "default": 2}}``; W&B's forms are accepted."""
+    resolve_images: str
+    """When an image job's tag becomes a digest: ``"claim"``, or ``"enqueue"``, by whoever enqueues."""
     overrides: str | Sequence[str]
     """What a launch may override: ``"safe"``, ``"all"``, ``"none"`` or a list of keys."""
     priorities: bool
@@ -75,7 +81,7 @@ def queue_spec(
         "max_concurrent": max_concurrent,
         **more,
     }
-    fields = _fields(settings, Limits(), runner, where)
+    fields = _fields(settings, None, runner, where)
     return parse(QueueSpec, {"name": name, "resource": runner.name, **fields}, where=where)
 
 
@@ -86,27 +92,50 @@ def changed_queue(spec: QueueSpec, settings: Mapping[str, Any], *, where: str | 
         ConfigError: a value is wrong, or there is no such setting; the message names it.
     """
     where = where or f"queue {spec.name!r}"
-    fields = _fields(settings, spec.limits, runner_class(spec.resource), where)
+    fields = _fields(settings, spec, runner_class(spec.resource), where)
     return parse(QueueSpec, {**{key: getattr(spec, key) for key in QueueSpec.model_fields}, **fields}, where=where)
 
 
-def _fields(settings: Mapping[str, Any], limits: Limits, runner: type[Runner], where: str) -> dict[str, Any]:
-    """Return the fields of a QueueSpec that settings come to."""
+def queue_notes(spec: QueueSpec) -> list[str]:
+    """Return what its author should know of a queue, a sentence each."""
+    return [
+        f"queue {spec.name!r}: nothing in its config uses the template variable {name!r}; write {{{{{name}}}}} where "
+        "its value belongs"
+        for name in unused(spec.config, spec.template_variables)
+    ]
+
+
+def _fields(settings: Mapping[str, Any], before: QueueSpec | None, runner: type[Runner], where: str) -> dict[str, Any]:
+    """Return the fields of a QueueSpec that settings come to; ``before`` is the queue that is changed."""
     known = QueueSettings.__annotations__
     for key in settings:
         if key not in known:
             raise ConfigError(f"{where}/{key}: unknown key{did_you_mean(str(key), ['resource', *known])}")
-    fields = {key: settings[key] for key in ("priorities", "max_concurrent") if key in settings}
-    if "config" in settings:
-        given = own_section(json_mapping(settings["config"], f"{where}/config"), (runner.name, *runner.aliases))
-        fields["config"] = check_config(runner, given, where=f"{where}/config")
+    fields = {key: settings[key] for key in ("priorities", "max_concurrent", "resolve_images") if key in settings}
+    if "config" in settings or "template_variables" in settings:
+        fields |= _config(settings, before, runner, where)
     if "overrides" in settings:
         fields["overrides"] = _override_rule(settings["overrides"], runner, where)
     if "retry" in settings:
         fields["retry"] = retry_policy(settings["retry"], where=f"{where}/retry") or RetryPolicy()
     if any(key in settings for key in LIMITS):
-        fields["limits"] = _limits(settings, limits, where)
+        fields["limits"] = _limits(settings, before.limits if before else Limits(), where)
     return fields
+
+
+def _config(settings: Mapping[str, Any], before: QueueSpec | None, runner: type[Runner], where: str) -> dict[str, Any]:
+    """Return config and template variables, each checked with the other."""
+    config: Mapping[str, Any] = before.config if before else {}
+    variables: Mapping[str, TemplateVariable] = before.template_variables if before else {}
+    if "config" in settings:
+        given = json_mapping(settings["config"], f"{where}/config")
+        config = own_section(given, (runner.name, *runner.aliases))
+    if "template_variables" in settings:
+        variables = read_variables(settings["template_variables"], where=f"{where}/template_variables")
+    return {
+        "config": check_config(runner, config, variables, where=f"{where}/config"),
+        "template_variables": variables,
+    }
 
 
 def retry_policy(value: Any, *, where: str) -> RetryPolicy | None:

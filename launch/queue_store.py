@@ -9,7 +9,7 @@ from typing import Any
 from launch.broker import encode_bell, encode_request, message_lists
 from launch.checking import did_you_mean
 from launch.errors import ConflictError, NotFoundError
-from launch.models import LaunchSpec, QueueSpec
+from launch.models import SCHEMA_VERSION, QueueSpec
 from launch.records import QueueCounts
 from launch.scripted import P, Scripted
 
@@ -38,8 +38,8 @@ class QueueStore(Scripted):
         """Give a queue new settings; queued runs keep the resource config they were enqueued with.
 
         Args:
-            spec: the settings, with the version they were read with. A changed ``config`` or override rule makes it the
-                next version.
+            spec: the settings, with the version they were read with. A changed ``config``, template variable or
+                override rule makes it the next version.
 
         Raises:
             NotFoundError: there is no such queue.
@@ -51,7 +51,7 @@ class QueueStore(Scripted):
                 f"queue {spec.name!r} is of resource {before.resource!r} and stays so; make another queue for "
                 f"{spec.resource!r}"
             )
-        version = before.version + ((spec.config, spec.overrides) != (before.config, before.overrides))
+        version = before.version + (_versioned(spec) != _versioned(before))
         after = spec.model_copy(update={"version": version, "paused": before.paused})
         fields = _queue_fields(after)
         text = after.model_dump_json(exclude={"paused"})
@@ -109,12 +109,12 @@ class QueueStore(Scripted):
         return dict(json.loads(raw))
 
     def queue_at(self, name: str, version: int) -> QueueSpec:
-        """Return a queue with the resource config and the override rule it had at a version."""
-        rule = self.redis.hget(f"{P}queue:{name}", f"overrides:{version}")
-        then = {"config": self.queue_config(name, version), "overrides": json.loads(rule) if rule else "safe"}
-        if isinstance(then["overrides"], list):
-            then["overrides"] = tuple(then["overrides"])
-        return self.queue(name).model_copy(update=then)
+        """Return a queue with the resource config, template variables and override rule it had at a version."""
+        config = self.queue_config(name, version)
+        kept = self.redis.hmget(f"{P}queue:{name}", f"overrides:{version}", f"template_variables:{version}")
+        rule, variables = (json.loads(text) if text else None for text in kept)
+        then = {"config": config, "overrides": rule or "safe", "template_variables": variables or {}}
+        return QueueSpec.model_validate({**self.queue(name).model_dump(), **then})
 
     def set_paused(self, name: str, paused: bool) -> None:
         """Let a queue give out no more runs, or let it again.
@@ -129,7 +129,14 @@ class QueueStore(Scripted):
     def gives_out(self, queue: str) -> bool:
         """Return whether a claim would not be blocked now."""
         paused, limit = self.redis.hmget(f"{P}queue:{queue}", "paused", "max_concurrent")
-        return paused != "1" and (not limit or self.redis.zcard(f"{P}queue:{queue}:active") < int(limit))
+        if paused == "1" or (limit and self.redis.zcard(f"{P}queue:{queue}:active") >= int(limit)):
+            return False
+        return not self.has_newer_head(queue)
+
+    def has_newer_head(self, queue: str) -> bool:
+        """Return whether the next run of a queue was written by a later version of openlaunch."""
+        head = self.redis.zrange(f"{P}queue:{queue}:waiting", 0, 0)
+        return bool(head) and int(self.redis.hget(f"{P}run:{head[0]}", "schema") or 1) > SCHEMA_VERSION
 
     def counts(self, names: Iterable[str]) -> dict[str, QueueCounts]:
         """Return ``{queue: QueueCounts}``."""
@@ -140,6 +147,19 @@ class QueueStore(Scripted):
                     pipe.zcard(f"{P}queue:{name}:{kind}")
             sizes = pipe.execute()
         return {name: QueueCounts(*sizes[i * 4 : i * 4 + 4]) for i, name in enumerate(names)}
+
+    def oldest(self, names: Iterable[str]) -> dict[str, float]:
+        """Return ``{queue: Unix time}`` at which the run that is next in each was enqueued; none for an empty queue."""
+        names = list(names)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.zrange(f"{P}queue:{name}:waiting", 0, 0)
+            heads = {name: head[0] for name, head in zip(names, pipe.execute(), strict=True) if head}
+        with self.redis.pipeline(transaction=False) as pipe:
+            for run_id in heads.values():
+                pipe.hget(f"{P}run:{run_id}", "created_at")
+            found = pipe.execute()
+        return {name: float(at) for name, at in zip(heads, found, strict=True) if at is not None}
 
     # --- messages and waiting runs, compared -------------------------------------------------------------------------
 
@@ -163,8 +183,8 @@ class QueueStore(Scripted):
         with self.redis.pipeline(transaction=False) as pipe:
             for run_id in heads:
                 pipe.hget(f"{P}run:{run_id}", "spec")
-            specs = [spec for spec in pipe.execute() if spec is not None]
-        bells = [encode_bell(LaunchSpec.model_validate_json(spec), spec) for spec in specs]
+            specs = pipe.execute()
+        bells = [encode_bell(run_id, queue, spec) for run_id, spec in zip(heads, specs, strict=True) if spec]
         return int(self._run("ring", queue, *bells))
 
     def peek(self, queue: str, limit: int = 20_000) -> Iterator[tuple[str, str]]:
@@ -192,11 +212,25 @@ class QueueStore(Scripted):
             return {run_id for run_id, score in zip(run_ids, pipe.execute(), strict=True) if score is not None}
 
 
+def _versioned(spec: QueueSpec) -> tuple[Any, ...]:
+    """Return what a queued run keeps as it was."""
+    return (spec.config, spec.template_variables, spec.overrides)
+
+
 def _queue_fields(spec: QueueSpec) -> list[Any]:
     fields = {
         "version": spec.version,
         f"config:{spec.version}": json.dumps(spec.config, sort_keys=True),
         f"overrides:{spec.version}": json.dumps(spec.overrides),
+        f"template_variables:{spec.version}": _variables_text(spec),
         "max_concurrent": spec.max_concurrent or "",
     }
     return [item for pair in fields.items() for item in pair]
+
+
+def _variables_text(spec: QueueSpec) -> str:
+    """Return the template variables as JSON; none: an empty text, which keeps no field."""
+    variables = {
+        name: item.model_dump(mode="json", exclude_defaults=True) for name, item in spec.template_variables.items()
+    }
+    return json.dumps(variables) if variables else ""

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launch.models import AttemptRecord, Cause, Fence, LaunchSpec, RunRecord, RunState, StopRequest
+from pydantic import ValidationError
+
+from launch.errors import NewerVersionError
+from launch.models import SCHEMA_VERSION, AttemptRecord, Cause, Fence, LaunchSpec, RunRecord, RunState, StopRequest
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,17 @@ class AgentRecord:
     started_at: float
     heartbeat_at: float
     is_alive: bool
+    tracking_url: str | None = None
+    """Where its jobs reach the tracking server, if it was told; none: wherever the server says it listens."""
+    outdated: tuple[str, ...] = ()
+    """Queues whose next run was written by a later version of openlaunch: it takes no run of these."""
+    has_namesake: bool = False
+    """Whether another living agent has its name."""
+
+    @property
+    def label(self) -> str:
+        """What to call it: its name, or its id where the name does not tell it from another that lives."""
+        return self.id if self.has_namesake else self.name
 
 
 @dataclass(frozen=True)
@@ -84,11 +98,32 @@ def spec_to_json(spec: LaunchSpec) -> str:
     return json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False, ensure_ascii=False)
 
 
+def spec_from_json(text: str) -> LaunchSpec:
+    """Return the launch that a record holds.
+
+    Raises:
+        NewerVersionError: a later version of openlaunch wrote it.
+    """
+    try:
+        spec = LaunchSpec.model_validate_json(text)
+        version = spec.schema_version
+    except ValidationError:
+        version = json.loads(text).get("schema_version", SCHEMA_VERSION)
+        if version <= SCHEMA_VERSION:
+            raise
+    if version > SCHEMA_VERSION:
+        raise NewerVersionError(
+            f"run {json.loads(text).get('run_id')} was written by a later version of openlaunch (form {version}, and "
+            f"this one knows {SCHEMA_VERSION}): update openlaunch here; nothing of the run was touched"
+        )
+    return spec
+
+
 def run_from_hash(raw: Mapping[str, str]) -> RunRecord:
-    """Return the run that a record's hash holds."""
+    """Return the run that a record's hash holds. Raises NewerVersionError as :func:`spec_from_json` does."""
     epoch, nonce = int(raw.get("epoch", 0)), raw.get("nonce", "")
     return RunRecord(
-        spec=LaunchSpec.model_validate_json(raw["spec"]),
+        spec=spec_from_json(raw["spec"]),
         state=RunState(raw["state"]),
         seq=int(raw["seq"]),
         attempt=int(raw.get("attempt", 0)),
@@ -146,4 +181,6 @@ def agent_from_hash(agent: str, raw: Mapping[str, str], beat: float, *, is_alive
         started_at=said["started_at"],
         heartbeat_at=beat,
         is_alive=is_alive,
+        tracking_url=said.get("tracking_url"),
+        outdated=tuple(said.get("outdated", ())),
     )

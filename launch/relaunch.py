@@ -6,8 +6,18 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from launch.checking import parse
-from launch.intake import cached_runner_class, check_runs_images, check_size, own_limits, own_override, priority_in
-from launch.models import LaunchSpec, QueueSpec
+from launch.inputs import checked_path
+from launch.intake import (
+    cached_runner_class,
+    check_runs_images,
+    check_spec,
+    own_limits,
+    own_override,
+    own_variables,
+    priority_in,
+)
+from launch.job_inputs import check_given, read_files
+from launch.models import JobTypes, LaunchSpec, QueueSpec
 from launch.request import json_mapping
 from launch.resolve import merge, resolve
 
@@ -17,6 +27,10 @@ class Changes(TypedDict, total=False):
 
     config: Mapping[str, Any] | None
     """Overrides of the script's ``wandb.config``, merged into those there are: ``None`` takes one away."""
+    files: Mapping[str, Mapping[str, Any] | None] | None
+    """Overrides of config files, merged likewise."""
+    template_variables: Mapping[str, Any] | None
+    """Values for the queue's template variables, beside those there are: ``None`` takes one away."""
     resource_args: Mapping[str, Any] | None
     """The override of the queue's resource config, instead of the one there is."""
     priority: str | int | None
@@ -27,18 +41,19 @@ class Changes(TypedDict, total=False):
     """How long it may take at its target."""
 
 
-def edited(spec: LaunchSpec, queue: QueueSpec, changes: Changes) -> LaunchSpec:
+def edited(spec: LaunchSpec, queue: QueueSpec, changes: Changes, *, types: JobTypes | None = None) -> LaunchSpec:
     """Return a queued run's launch with changes.
 
     Args:
         spec: the launch as it is.
         queue: its queue, with the resource config of the version the run was enqueued with, which it keeps.
         changes: what is different.
+        types: what the first run of its job's version told, if there was one.
 
     Raises:
         ConfigError: a value is wrong, or the queue does not allow it.
     """
-    fields = _changed(spec, queue, changes)
+    fields = _changed(spec, queue, changes, types)
     if changes.get("priority") is not None:
         fields["priority"] = priority_in(changes["priority"], queue)
     if changes.get("run_limit") is not None:
@@ -46,8 +61,18 @@ def edited(spec: LaunchSpec, queue: QueueSpec, changes: Changes) -> LaunchSpec:
     return _frozen({**_fields(spec), **fields})
 
 
-def again(spec: LaunchSpec, queue: QueueSpec, changes: Changes, *, run_id: str, author: str | None) -> LaunchSpec:
+def again(
+    spec: LaunchSpec,
+    queue: QueueSpec,
+    changes: Changes,
+    *,
+    run_id: str,
+    author: str | None,
+    types: JobTypes | None = None,
+) -> LaunchSpec:
     """Return the launch that repeats another: the same job version and settings, in a queue as that is now.
+
+    Of its template variables those stay that the queue has now.
 
     Args:
         spec: the launch to repeat.
@@ -55,6 +80,7 @@ def again(spec: LaunchSpec, queue: QueueSpec, changes: Changes, *, run_id: str, 
         changes: what is different.
         run_id: the new run's id.
         author: who launches it.
+        types: what the first run of its job's version told, if there was one.
 
     Raises:
         ConfigError: the launch does not fit the queue; the message names the value.
@@ -63,7 +89,7 @@ def again(spec: LaunchSpec, queue: QueueSpec, changes: Changes, *, run_id: str, 
     priority, run_limit = changes.get("priority"), changes.get("run_limit")
     limits, run_limit_s = own_limits(queue, spec.run_limit_s if run_limit is None else run_limit)
     fields = {
-        **_changed(spec, queue, changes),
+        **_changed(spec, queue, changes, types),
         "run_id": run_id,
         "queue": queue.name,
         "queue_version": queue.version,
@@ -78,16 +104,32 @@ def again(spec: LaunchSpec, queue: QueueSpec, changes: Changes, *, run_id: str, 
     return _frozen({**_fields(spec), **fields})
 
 
-def _changed(spec: LaunchSpec, queue: QueueSpec, changes: Changes) -> dict[str, Any]:
+def _changed(spec: LaunchSpec, queue: QueueSpec, changes: Changes, types: JobTypes | None) -> dict[str, Any]:
     runner = cached_runner_class(queue.resource)
     given = changes.get("resource_args")
     resource_args = spec.resource_args if given is None else own_override(given, queue, runner)
+    variables = _variables(spec, queue, changes)
+    config = merge(spec.config, json_mapping(changes.get("config"), "config"))
+    asked = json_mapping(changes.get("files"), "files")
+    files = read_files(merge(spec.files, {checked_path(path, where="files:"): asked[path] for path in asked}))
+    if (config, files) != (spec.config, spec.files):
+        check_given(config, files, spec.job.inputs, types, job=spec.job_ref or "here")
     return {
-        "config": merge(spec.config, json_mapping(changes.get("config"), "config")),
+        "config": config,
+        "files": files,
+        "template_variables": variables,
         "resource_args": resource_args,
-        "resource_config": resolve(queue, runner, resource_args),
+        "resource_config": resolve(queue, runner, resource_args, variables),
         "name": changes.get("name") or spec.name,
     }
+
+
+def _variables(spec: LaunchSpec, queue: QueueSpec, changes: Changes) -> dict[str, Any]:
+    asked = json_mapping(changes.get("template_variables"), "template_variables")
+    kept = {name: value for name, value in spec.template_variables.items() if name in queue.template_variables}
+    gone = [name for name, value in asked.items() if value is None]
+    given = {name: value for name, value in {**kept, **asked}.items() if name not in gone}
+    return own_variables(given, queue)
 
 
 def _fields(spec: LaunchSpec) -> dict[str, Any]:
@@ -96,5 +138,5 @@ def _fields(spec: LaunchSpec) -> dict[str, Any]:
 
 def _frozen(fields: Mapping[str, Any]) -> LaunchSpec:
     spec = parse(LaunchSpec, fields, where="launch")
-    check_size(spec)
+    check_spec(spec)
     return spec

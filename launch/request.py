@@ -34,6 +34,12 @@ class Launch(TypedDict, total=False):
     """Appended to the entrypoint."""
     config: Mapping[str, Any] | None
     """Overrides of the script's ``wandb.config``; JSON types only."""
+    files: Mapping[str, Mapping[str, Any]] | None
+    """Overrides of the config files that the script manages: ``{"config.yaml": {"model": {"layers": 50}}}``."""
+    template_variables: Mapping[str, Any] | None
+    """Values for the ``{{name}}`` in the queue's config; a number may be given as text."""
+    dockerfile: str | None
+    """The Dockerfile that makes the image of a job of code, instead of the job's own: a path in its code."""
     resource_args: Mapping[str, Any] | None
     """Override of the queue's resource config, as far as the queue allows it: mappings merge, lists and scalars
     replace, ``None`` deletes. W&B's form ``{"local-container": {...}}`` is accepted."""
@@ -68,6 +74,9 @@ class Request(Model):
     entrypoint: tuple[str, ...] | None = None
     args: tuple[str, ...] = ()
     config: Any = None
+    files: Any = None
+    template_variables: Any = None
+    dockerfile: Any = None
     resource_args: Any = None
     resource: str | None = None
     priority: Any = None

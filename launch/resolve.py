@@ -1,7 +1,8 @@
 """From a queue's default and a launch's override to the effective resource config. Pure: no I/O, no environment.
 
-The merge is RFC 7396's: mappings merge, lists and scalars replace, ``null`` deletes. The queue's config is its
-administrator's and may say anything; a launch may override what the queue's rule allows.
+The queue's template variables are filled in first. The merge is RFC 7396's: mappings merge, lists and scalars replace,
+``null`` deletes. The queue's config is its administrator's and may say anything; a launch may override what the queue's
+rule allows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pydantic import BaseModel
 
 from launch.checking import did_you_mean, known_keys, parse
 from launch.errors import ConfigError
-from launch.models import LaunchSpec, OverrideRule, QueueSpec
+from launch.models import LaunchSpec, OverrideRule, QueueSpec, TemplateVariable
+from launch.secrets import check_references, references
+from launch.templates import check_use, refuse_filled_in, render, samples, template_values
 
 Origin = Literal["queue", "launch"]
 
@@ -34,6 +37,7 @@ class Target(Protocol):
     aliases: ClassVar[tuple[str, ...]]
     Options: ClassVar[type[BaseModel]]
     safe_overrides: ClassVar[frozenset[str]]
+    public_options: ClassVar[frozenset[str]]
 
     @classmethod
     def canonical(cls, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,13 +45,19 @@ class Target(Protocol):
         ...
 
 
-def resolve(queue: QueueSpec, runner: type[Target], override: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the effective resource config: the queue's default with a launch's override merged in.
+def resolve(
+    queue: QueueSpec,
+    runner: type[Target],
+    override: Mapping[str, Any],
+    variables: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the effective resource config: the queue's default, filled in, with a launch's override merged in.
 
     Args:
-        queue: its config and its override rule.
+        queue: its config, its template variables and its override rule.
         runner: the class of the queue's target resource, which says what the keys mean.
         override: the launch's own section of ``resource_args``, as :func:`own_section` gives it.
+        variables: what the launch gives of the queue's template variables.
 
     Raises:
         ConfigError: an unknown key, one the queue does not let a launch override, or a value that does not fit.
@@ -55,22 +65,60 @@ def resolve(queue: QueueSpec, runner: type[Target], override: Mapping[str, Any])
     default = canonical(runner, queue.config, where=f"queue {queue.name!r}/config")
     mine = canonical(runner, override, where="resource_args")
     refuse_unknown(runner, mine, where="resource_args")
+    values = template_values(queue.template_variables, variables or {}, queue=queue.name)
+    refuse_filled_in(default, mine, queue.template_variables)
     check_overrides(_canonical_rule(runner, queue.overrides), mine, runner.safe_overrides, queue.name)
-    effective = merge(default, mine)
-    _check_options(runner, effective, where="resource_args" if mine else f"queue {queue.name!r}/config")
+    effective = merge(render(default, values), mine)
+    where = "resource_args" if mine else "template_variables" if variables else f"queue {queue.name!r}/config"
+    _check_options(runner, effective, where=where)
     return effective
 
 
-def check_config(runner: type[Target], config: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """Return a queue's default config under canonical keys, or raise a ConfigError that names the key."""
+def check_config(
+    runner: type[Target],
+    config: Mapping[str, Any],
+    variables: Mapping[str, TemplateVariable] | None = None,
+    *,
+    where: str,
+) -> dict[str, Any]:
+    """Return a queue's default config under canonical keys, its template variables not filled in.
+
+    Raises:
+        ConfigError: a key or a value is wrong, with representative values for the variables; or a variable is not
+            declared.
+    """
     result = canonical(runner, config, where=where)
-    _check_options(runner, result, where=where)
+    check_use(result, variables or {}, where=where)
+    for said, sample in samples(result, variables or {}):
+        try:
+            _check_options(runner, sample, where=f"{where}{said}")
+        except ConfigError as exc:
+            _ignore_left_out(exc, is_partial=set(sample) != set(result))
     return result
+
+
+def _ignore_left_out(exc: ConfigError, *, is_partial: bool) -> None:
+    """Raise the error again, unless all it says is that keys are missing, from a config of which some are left out."""
+    if not is_partial or not all(line.endswith(": is required") for line in str(exc).splitlines()):
+        raise exc
 
 
 def _check_options(runner: type[Target], config: Mapping[str, Any], *, where: str) -> None:
     _mapping(config.get(BUILDER, {}), f"{where}/{BUILDER}")
+    _check_secrets(runner.public_options | {BUILDER}, config, where=where)
     parse(runner.Options, {key: value for key, value in config.items() if key != BUILDER}, where=where)
+
+
+def _check_secrets(public: frozenset[str], config: Mapping[str, Any], *, where: str) -> None:
+    """Refuse what is no reference to a secret though it looks like one, and one where its value could be read."""
+    for key, value in config.items():
+        check_references(value, where=f"{where}/{key}")
+        names = references(value)
+        if names and key in public:
+            raise ConfigError(
+                f"{where}/{key}: the secret {min(names)!r} cannot stand here, where others could read it at the "
+                "target; put it into env"
+            )
 
 
 def canonical(runner: type[Target], config: Mapping[str, Any], *, where: str) -> dict[str, Any]:

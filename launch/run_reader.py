@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
 
-from launch.errors import NotFoundError
+from launch.errors import NewerVersionError, NotFoundError
 from launch.models import LaunchSpec, RunRecord, RunState
-from launch.records import LogEntry, RunEvent, run_from_hash
+from launch.records import LogEntry, RunEvent, run_from_hash, spec_from_json
 from launch.scripted import P, Scripted
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+T = TypeVar("T")
 
 _PAGE = 500
 
@@ -22,19 +29,27 @@ class RunReader(Scripted):
 
         Raises:
             NotFoundError: there is no such run.
+            NewerVersionError: a later version of openlaunch wrote it.
         """
-        found = self.records([run_id])
+        found = self._hashes([run_id])
         if not found:
             raise no_run(run_id)
-        return found[0]
+        return run_from_hash(found[0])
 
     def records(self, run_ids: Sequence[str]) -> list[RunRecord]:
-        """Return the runs that exist among the ids, in their order."""
+        """Return the runs that exist among the ids, in their order.
+
+        Those that a later version of openlaunch wrote are left out, and a warning says so once.
+        """
+        return list(_understood(run_from_hash, self._hashes(run_ids)))
+
+    def _hashes(self, run_ids: Sequence[str]) -> list[dict[str, str]]:
         with self.redis.pipeline(transaction=False) as pipe:
             for run_id in run_ids:
                 pipe.hgetall(f"{P}run:{run_id}")
-            found = pipe.execute()
-        return [run_from_hash(raw) for raw in found if raw]
+            self.meter.hand_on(pipe)
+            found = pipe.execute_first(len(run_ids))
+        return [raw for raw in found if raw]
 
     def runs(
         self, *, queue: str | None = None, states: Iterable[RunState] | None = None, limit: int = 50
@@ -76,11 +91,7 @@ class RunReader(Scripted):
             for run_id in run_ids:
                 pipe.hget(f"{P}run:{run_id}", "spec")
             found = pipe.execute()
-        return {
-            run_id: LaunchSpec.model_validate_json(spec)
-            for run_id, spec in zip(run_ids, found, strict=True)
-            if spec is not None
-        }
+        return {spec.run_id: spec for spec in _understood(spec_from_json, (text for text in found if text))}
 
     def finished_seconds(self, queue: str, limit: int = 300) -> list[tuple[LaunchSpec, float]]:
         """Return ``[(launch, seconds)]`` of a queue's runs that finished last, claim to end, the newest first."""
@@ -90,9 +101,10 @@ class RunReader(Scripted):
                 pipe.hmget(f"{P}run:{run_id}", "state", "spec", "claimed_at", "ended_at")
             found = pipe.execute()
         return [
-            (LaunchSpec.model_validate_json(spec), float(ended_at) - float(claimed_at))
-            for state, spec, claimed_at, ended_at in found
+            (spec, float(ended_at) - float(claimed_at))
+            for state, text, claimed_at, ended_at in found
             if state == RunState.FINISHED and claimed_at is not None
+            for spec in _understood(spec_from_json, [text])
         ]
 
     def ended_since(self, queue: str, since: float) -> Iterator[RunRecord]:
@@ -100,6 +112,21 @@ class RunReader(Scripted):
         run_ids = self.redis.zrange(f"{P}queue:{queue}:finished", since, "+inf", byscore=True)
         for start in range(0, len(run_ids), _PAGE):
             yield from self.records(run_ids[start : start + _PAGE])
+
+    def last_failures(self, queues: Sequence[str], limit: int) -> list[RunRecord]:
+        """Return the runs that failed or crashed last, newest first, among the last 100 that ended in each queue."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                pipe.zrange(f"{P}queue:{queue}:finished", 0, 99, desc=True, withscores=True)
+            ended = [item for page in pipe.execute() for item in page]
+        ended.sort(key=lambda item: -item[1])
+        with self.redis.pipeline(transaction=False) as pipe:
+            for run_id, _ in ended:
+                pipe.hget(f"{P}run:{run_id}", "state")
+            states = pipe.execute()
+        wanted = (RunState.FAILED, RunState.CRASHED)
+        failed = [run_id for (run_id, _), state in zip(ended, states, strict=True) if state in wanted]
+        return self.records(failed[:limit])
 
     def known(self, run_ids: Sequence[str]) -> set[str]:
         """Return those of the ids that are a run's, in Redis or in the archive."""
@@ -181,6 +208,20 @@ class RunReader(Scripted):
         socket_timeout = self.redis.connection_pool.connection_kwargs.get("socket_timeout") or 60.0
         block_s = max(0.01, min(timeout_s, socket_timeout - 1.0))
         return bool(self.redis.xread(streams, count=1, block=int(block_s * 1000)))
+
+
+def _understood(read: Callable[[R], T], raw: Iterable[R]) -> Iterator[T]:
+    """Yield what can be read; what a later version wrote is left alone, whoever asks for many."""
+    for one in raw:
+        try:
+            yield read(one)
+        except NewerVersionError as exc:
+            _warn_once(str(exc))
+
+
+@lru_cache(maxsize=1000)
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 def _sets_holding(states: frozenset[RunState]) -> list[str]:

@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Any, ClassVar
 
 from launch.connection import LaunchRedis
+from launch.metrics import Meter
 
 P = "launch:"
 """What every key of ours begins with."""
@@ -22,11 +23,14 @@ class Scripted:
         # redis-py types every answer as bytes, str or a promise of either; this connection always gives strings.
         self.redis: Any = redis
         self._scripts: dict[str, Any] = {}
+        self.meter = Meter()
+        """What this process counts, for ``/metrics``; the next read of records hands it on."""
 
     def _run(self, script: str, *args: Any) -> Any:
         registered = self._scripts.get(script)
         if registered is None:
-            source = "\n".join(_text(name) for name in (*self.preludes, script))
+            db = self.redis.connection_pool.connection_kwargs.get("db") or 0
+            source = "\n".join((f"local DB = {int(db)}", *(_text(name) for name in (*self.preludes, script))))
             registered = self._scripts[script] = self.redis.register_script(source)
         return registered(args=args)
 

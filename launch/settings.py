@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import Field
@@ -39,7 +40,17 @@ class Settings(Model):
     home."""
 
     artifacts: str | None = None
-    """Where snapshots and full logs are kept, as an fsspec URL. None: ``artifacts/`` in the launch home."""
+    """Where snapshots and full logs are kept: ``file:///path``, ``s3://bucket/prefix``, ``gs://bucket/prefix``, another
+    URL of fsspec's, or the launch server's own, ``http://host:port``. None: ``artifacts/`` in the launch home."""
+
+    max_blob_gb: Annotated[float, Field(gt=0)] = 16.0
+    """The largest snapshot or log that the server takes from other machines, in GB."""
+
+    cache_gb: Annotated[float, Field(ge=0)] = 20.0
+    """How much code an agent's machine keeps for the next run of it, in GB; the longest unused goes first."""
+
+    cache_days: Annotated[float, Field(gt=0)] = 30.0
+    """How long code and virtual environments that no run uses stay on an agent's machine."""
 
     connect_timeout_s: float = 5.0
     """How long a command tries to reach Redis before it gives up."""
@@ -71,6 +82,22 @@ class Settings(Model):
     retention_s: float = 30 * 86_400.0
     """How long an ended run stays in Redis; after that it is a document in the artifact store, found as before."""
 
+    notify: Path | None = None
+    """A file of hooks that the server tells of ended runs and of queues without an agent: ``config/notify.yaml``."""
+
+    flower_url: str | None = None
+    """Where Flower is, for `launch doctor` to look at. None: it looks at Flower's own port on this machine."""
+
+    log_format: str = "auto"
+    """How agents and the server log: ``text``, ``json``, or ``auto``: text on a terminal, JSON otherwise."""
+
+    git_config: Path | None = None
+    """For whoever creates git jobs: a YAML file with the keys of the agent config's ``git`` section."""
+
+    default_registry: str | None = None
+    """The registry, ``host:5000``, of images that name none, where a queue resolves images at enqueue. None: such an
+    image is refused there."""
+
     tracking_port: int | None = None
     """The server's port. None: chosen once, and kept in the launch home, since running jobs hold the URL."""
 
@@ -78,6 +105,12 @@ class Settings(Model):
     def artifacts_url(self) -> str:
         """Where artifacts are, filled in."""
         return self.artifacts or f"file://{self.home / 'artifacts'}"
+
+    @property
+    def served_artifacts_url(self) -> str:
+        """Where the server keeps what it is sent: not at itself, should this be set alike on all machines."""
+        is_server = self.artifacts_url.startswith(("http://", "https://"))
+        return f"file://{self.home / 'artifacts'}" if is_server else self.artifacts_url
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

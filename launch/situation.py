@@ -67,7 +67,7 @@ def _of_claimed(
     events = store.read_events(record.id)
     others = view.agents if view is not None else ()
     is_bound = record.state is not RunState.BUILDING and record.locality is not None
-    followers = [agent.name for agent in others if not is_bound or record.locality in agent.localities]
+    followers = [agent.label for agent in others if not is_bound or record.locality in agent.localities]
     return Situation(
         now,
         record,

@@ -1,41 +1,72 @@
 """A directory of code as one deterministic archive: the same content gives the same digest, whoever makes it and when.
 
-A gzip tar in GNU format: entries sorted by the bytes of their paths, each file's folders before it, no times, owner 0,
-modes 0644 or 0755 by the owner's executable bit alone. (Another zlib may pack the same content to another digest: that
-costs a job a version, no more.) Symbolic links are kept as links; empty folders are not kept
-(as in git). What is left out, besides what ``.gitignore`` and ``.launchignore`` say, is in :data:`_NEVER`, and virtual
-environments by their ``pyvenv.cfg``.
+Entries are sorted by the bytes of their paths, modes are 0644 or 0755 by the owner's executable bit alone
+(:mod:`launch.code_archive`). Symbolic links are kept as links; empty folders are not kept (as in git). What is left
+out, besides what ``.gitignore`` and ``.launchignore`` say, is in :data:`NEVER`, and virtual environments by their
+``pyvenv.cfg``.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import itertools
 import os
 import stat
-import subprocess
-import tarfile
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from launch.errors import ConfigError, TemporaryError
+from launch import work_tree
+from launch.code_archive import FORMAT, Entry, pack
+from launch.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
 MAX_BYTES = 512 << 20
 
-_NEVER = frozenset(
+NEVER = frozenset(
     {".git", ".hg", ".svn", ".DS_Store", "__pycache__", ".venv", "node_modules", "wandb", ".ipynb_checkpoints"}
     | {".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".tox", ".nox"}
 )
 """Names left out at every depth; ``wandb`` is the folder that the SDK keeps its runs in, unless it is a package."""
 
 _BIGGEST = 5
+
+_Stats = dict[str, os.stat_result]
+"""``{relative path: what it is}``, links not followed."""
+
+
+@dataclass(frozen=True)
+class CodeFiles:
+    """What of a directory goes into its snapshot."""
+
+    root: Path
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...]
+    """What the user should know, a sentence each."""
+    is_listed_by_git: bool
+    fingerprint: str
+    """sha256 of every entry's path, size, mode, inode and times: while it stays, so does the archive's digest."""
+    changed_ns: int
+    """When the last of them changed, by the clock of their file system."""
+    seen_ns: int
+    """When the first of them was looked at."""
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """Its files and links, relative, in archive order."""
+        return tuple(entry.name for entry in self.entries)
+
+    @property
+    def content_bytes(self) -> int:
+        """The size of all its files."""
+        return sum(entry.size for entry in self.entries)
 
 
 @dataclass(frozen=True)
@@ -46,24 +77,27 @@ class Snapshot:
     digest: str
     """sha256 of the archive."""
     archive_bytes: int
-    content_bytes: int
-    paths: tuple[str, ...]
-    """Its files and links, relative, in archive order."""
-    notes: tuple[str, ...]
-    """What the user should know, a sentence each."""
+    code: CodeFiles
+
+    @property
+    def content_bytes(self) -> int:
+        """The size of all its files."""
+        return self.code.content_bytes
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Its files and links, relative, in archive order."""
+        return self.code.paths
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, a sentence each."""
+        return self.code.notes
 
     @property
     def files(self) -> int:
         """How many files and links it holds."""
-        return len(self.paths)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    name: str
-    mode: int
-    size: int
-    link: str | None = None
+        return len(self.code.entries)
 
 
 @contextmanager
@@ -78,27 +112,57 @@ def snapshot(path: Path, *, max_bytes: int = MAX_BYTES) -> Iterator[Snapshot]:
         ConfigError: not a directory, nothing in it, too large, unreadable, or a link leads out of it.
         TemporaryError: a file changed its size while it was read.
     """
-    root = _checked_root(path)
-    notes: list[str] = []
-    entries = [_entry(root, name) for name in _wanted(root, notes)]
-    kept = [entry for entry in entries if entry is not None]
-    if not kept:
-        raise ConfigError(f"path: there is nothing to run in {path}: it is empty, or everything in it is ignored")
-    _check_size(path, kept, max_bytes)
+    with packed(code_files(path, max_bytes=max_bytes)) as snap:
+        yield snap
+
+
+@contextmanager
+def packed(code: CodeFiles) -> Iterator[Snapshot]:
+    """Yield an archive of files that were found; its file is gone afterwards.
+
+    Raises:
+        ConfigError: one may not be read.
+        TemporaryError: one changed its size since.
+    """
     with tempfile.TemporaryDirectory(prefix="openlaunch-snapshot-") as folder:
         archive = Path(folder) / "code.tar.gz"
-        digest = _write(root, kept, archive)
-        yield Snapshot(
-            archive=archive,
-            digest=digest,
-            archive_bytes=archive.stat().st_size,
-            content_bytes=sum(entry.size for entry in kept),
-            paths=tuple(entry.name for entry in kept),
-            notes=tuple(notes),
-        )
+        digest = pack(code.root, code.entries, archive)
+        yield Snapshot(archive, digest, archive.stat().st_size, code)
 
 
-def _checked_root(path: Path) -> Path:
+def code_files(path: Path, *, max_bytes: int = MAX_BYTES) -> CodeFiles:
+    """Return what of a directory goes into its snapshot; reads no file's content.
+
+    Raises:
+        ConfigError: not a directory, nothing in it, too large, unreadable, or a link leads out of it.
+    """
+    root, seen_ns = checked_root(path), time.time_ns()
+    notes: list[str] = []
+    # A folder that the work tree around it ignores is not git's: it is walked like one outside.
+    tracked = dict(_git_files(root, "", notes)) if work_tree.top_of(root) is not None else {}
+    stats = tracked or dict(_walked_files(root))
+    kept = [(name, stats[name]) for name in _wanted(root, stats)]
+    entries = [_entry(root, name, found) for name, found in kept]
+    if not entries:
+        raise ConfigError(f"path: there is nothing to run in {path}: it is empty, or everything in it is ignored")
+    _check_size(path, entries, max_bytes)
+    return CodeFiles(
+        root=root,
+        entries=tuple(entries),
+        notes=tuple(notes),
+        is_listed_by_git=bool(tracked),
+        fingerprint=_fingerprint(entries, [found for _, found in kept]),
+        changed_ns=max(found.st_ctime_ns for _, found in kept),
+        seen_ns=seen_ns,
+    )
+
+
+def checked_root(path: Path) -> Path:
+    """Return a directory's real path.
+
+    Raises:
+        ConfigError: it is none.
+    """
     if path.is_dir():
         return path.resolve()
     if path.is_file():
@@ -109,25 +173,45 @@ def _checked_root(path: Path) -> Path:
     raise ConfigError(f"path: there is no folder {path}")
 
 
+def _fingerprint(entries: Sequence[Entry], stats: Sequence[os.stat_result]) -> str:
+    lines = [FORMAT]
+    for entry, found in zip(entries, stats, strict=True):
+        lines.append(f"{entry} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}")
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
 # --- which files -----------------------------------------------------------------------------------------------------
 
 
-def _wanted(root: Path, notes: list[str]) -> list[str]:
-    """Return the relative paths of what may be in the snapshot, sorted by their bytes, which no locale changes."""
-    # A folder that the work tree around it ignores is not git's: it is walked like one outside.
-    names = set(_git_files(root, notes) if _is_in_git(root) else ()) or set(_walked_files(root))
-    environments = {name.rpartition("/")[0] for name in names if name.endswith("/pyvenv.cfg")}
-    own_packages = {name.removesuffix("/__init__.py") for name in names if name.endswith("wandb/__init__.py")}
+def _wanted(root: Path, stats: _Stats) -> list[str]:
+    """Return the paths of what may be in the snapshot, sorted by their bytes, which no locale changes."""
+    environments = {name.rpartition("/")[0] for name in stats if name.endswith("/pyvenv.cfg")}
+    own_packages = {name.removesuffix("/__init__.py") for name in stats if name.endswith("wandb/__init__.py")}
     ignored = _ignore_spec(root / ".launchignore")
+    folders: dict[str, bool] = {"": True}
 
-    def is_wanted(name: str) -> bool:
-        for folder in _with_parents(name):
-            base = folder.rpartition("/")[2]
-            if folder in environments or (base in _NEVER and folder not in own_packages):
-                return False
-        return ignored is None or not ignored.match_file(name)
+    def is_code(name: str) -> bool:
+        is_never = name.rpartition("/")[2] in NEVER and name not in own_packages
+        return not is_never and name not in environments
 
-    return sorted(filter(is_wanted, names), key=os.fsencode)
+    def is_in_code(folder: str) -> bool:
+        if folder not in folders:
+            unknown = list(itertools.takewhile(lambda one: one not in folders, _with_parents(folder)))
+            for one in reversed(unknown):
+                folders[one] = folders[one.rpartition("/")[0]] and is_code(one)
+        return folders[folder]
+
+    names = [
+        name
+        for name, found in stats.items()
+        if stat.S_IFMT(found.st_mode) in (_REGULAR, _LINK) and is_in_code(name.rpartition("/")[0]) and is_code(name)
+    ]
+    if ignored is not None:
+        names = [name for name in names if not ignored.match_file(name)]
+    return sorted(names, key=os.fsencode)
+
+
+_REGULAR, _LINK = stat.S_IFREG, stat.S_IFLNK
 
 
 def _with_parents(name: str) -> Iterator[str]:
@@ -136,51 +220,48 @@ def _with_parents(name: str) -> Iterator[str]:
         name = name.rpartition("/")[0]
 
 
-def _is_in_git(root: Path) -> bool:
-    return any((folder / ".git").exists() for folder in (root, *root.parents))
-
-
-def _git_files(root: Path, notes: list[str]) -> Iterator[str]:
-    for name in _git_list(root):
-        path = root / name
-        if not path.is_dir() or path.is_symlink():
-            yield name
-        elif (path / ".git").exists():  # a submodule, or a repository inside this one: git lists its folder only
-            yield from (f"{name.rstrip('/')}/{inner}" for inner in _git_files(path, notes))
+def _git_files(root: Path, inner: str, notes: list[str]) -> Iterator[tuple[str, os.stat_result]]:
+    for listed in work_tree.list_files(root / inner):
+        name = inner + listed
+        found = _lstat(root, name)
+        if found is None:  # deleted, though git tracks it
+            continue
+        if not stat.S_ISDIR(found.st_mode):
+            yield name, found
+        elif (root / name / ".git").exists():  # a submodule, or a repository inside this one
+            yield from _git_files(root, name.rstrip("/") + "/", notes)
         else:
             notes.append(f"submodule {name} is not checked out, so its files are left out")
 
 
-def _git_list(root: Path) -> list[str]:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+def _lstat(root: Path, name: str) -> os.stat_result | None:
     try:
-        done = subprocess.run(command, cwd=root, env=environ, capture_output=True, check=False)
-    except FileNotFoundError as exc:
-        raise ConfigError(f"path: {root} is in a git work tree, and there is no git here to ask what to keep") from exc
-    if done.returncode != 0:
-        raise ConfigError(f"path: git cannot list the files of {root}: {os.fsdecode(done.stderr).strip()}")
-    return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
+        return os.lstat(f"{root}/{name}")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise ConfigError(f"path: {name} cannot be read: {exc.strerror}") from exc
 
 
-def _walked_files(root: Path) -> Iterator[str]:
+def _walked_files(root: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Yield the files outside a git work tree; each folder's .gitignore counts as it does inside one."""
     stack: list[tuple[str, tuple[tuple[str, GitIgnoreSpec], ...]]] = [("", ())]
     while stack:
         folder, above = stack.pop()
+        listed = _listed(root, folder)
         own = _ignore_spec(root / folder / ".gitignore")
         specs = above if own is None else (*above, (folder, own))
-        for name, is_folder in _listed(root, folder):
-            if _is_ignored(name + "/" * is_folder, specs):
+        for name, is_folder in listed:
+            if specs and _is_ignored(name + "/" * is_folder, specs):
                 continue
-            if not is_folder:
-                yield name
-            elif not _is_hopeless(root / name):
+            if is_folder and not _is_hopeless(root / name):
                 stack.append((name, specs))
+            elif not is_folder and (found := _lstat(root, name)) is not None:
+                yield name, found
 
 
 def _is_hopeless(folder: Path) -> bool:
-    return folder.name in _NEVER - {"wandb"} or (folder / "pyvenv.cfg").exists()
+    return folder.name in NEVER - {"wandb"} or os.path.lexists(folder / "pyvenv.cfg")
 
 
 def _listed(root: Path, folder: str) -> list[tuple[str, bool]]:
@@ -203,23 +284,19 @@ def _is_ignored(name: str, specs: Sequence[tuple[str, GitIgnoreSpec]]) -> bool:
 def _ignore_spec(file: Path) -> GitIgnoreSpec | None:
     if not file.is_file():
         return None
+    try:
+        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as exc:
+        raise ConfigError(f"path: {file} cannot be read: {exc.strerror}") from exc
     from pathspec import GitIgnoreSpec  # takes 35 ms, and most directories are in git
 
-    return GitIgnoreSpec.from_lines(file.read_text(encoding="utf-8", errors="surrogateescape").splitlines())
+    return GitIgnoreSpec.from_lines(lines)
 
 
-def _entry(root: Path, name: str) -> _Entry | None:
-    """Return how a path goes into the archive; none: deleted though git tracks it, or a socket, pipe or device."""
-    path = root / name
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return None
+def _entry(root: Path, name: str, found: os.stat_result) -> Entry:
     if stat.S_ISLNK(found.st_mode):
-        return _Entry(name, 0o777, 0, _checked_link(root, name))
-    if not stat.S_ISREG(found.st_mode):
-        return None
-    return _Entry(name, 0o755 if found.st_mode & stat.S_IXUSR else 0o644, found.st_size)
+        return Entry(name, 0o777, 0, _checked_link(root, name))
+    return Entry(name, 0o755 if found.st_mode & stat.S_IXUSR else 0o644, found.st_size)
 
 
 def _checked_link(root: Path, name: str) -> str:
@@ -239,7 +316,7 @@ def _checked_link(root: Path, name: str) -> str:
     return target
 
 
-def _check_size(path: Path, entries: Sequence[_Entry], max_bytes: int) -> None:
+def _check_size(path: Path, entries: Sequence[Entry], max_bytes: int) -> None:
     total = sum(entry.size for entry in entries)
     if total <= max_bytes:
         return
@@ -250,69 +327,3 @@ def _check_size(path: Path, entries: Sequence[_Entry], max_bytes: int) -> None:
         f"{max_bytes / 1e6:,.1f} MB a snapshot may have; the biggest: {shown}. Name data and checkpoints in "
         f"{path / '.launchignore'}"
     )
-
-
-# --- the archive -----------------------------------------------------------------------------------------------------
-
-
-class _Hashing:
-    """A file that is written once, from start to end, and knows its sha256."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.sha = hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.sha.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def _write(root: Path, entries: Sequence[_Entry], archive: Path) -> str:
-    with archive.open("wb") as file:
-        hashing = _Hashing(file)
-        # No name and no time in gzip's header; level 4 takes as long as 1 on source code, and 6 half as long again.
-        with (
-            gzip.GzipFile(filename="", mode="wb", compresslevel=4, fileobj=hashing, mtime=0) as packed,
-            tarfile.open(fileobj=packed, mode="w|", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar,
-        ):
-            made: set[str] = set()
-            for entry in entries:
-                _add_folders(tar, entry.name, made)
-                _add(tar, root, entry)
-    return hashing.sha.hexdigest()
-
-
-def _add_folders(tar: tarfile.TarFile, name: str, made: set[str]) -> None:
-    missing = [folder for folder in list(_with_parents(name))[1:] if folder not in made]
-    for folder in reversed(missing):
-        made.add(folder)
-        tar.addfile(_info(folder, tarfile.DIRTYPE, 0o755))
-
-
-def _add(tar: tarfile.TarFile, root: Path, entry: _Entry) -> None:
-    if entry.link is not None:
-        info = _info(entry.name, tarfile.SYMTYPE, entry.mode)
-        info.linkname = entry.link
-        tar.addfile(info)
-        return
-    info = _info(entry.name, tarfile.REGTYPE, entry.mode)
-    info.size = entry.size
-    try:
-        with (root / entry.name).open("rb") as file:
-            tar.addfile(info, file)
-            has_grown = bool(file.read(1))
-    except PermissionError as exc:
-        raise ConfigError(f"path: {entry.name} cannot be read: {exc.strerror}") from exc
-    except OSError as exc:  # gone or shorter, or the temporary folder is full
-        raise TemporaryError(f"{root / entry.name} could not be put into the snapshot: {exc}; try again") from exc
-    if has_grown:
-        raise TemporaryError(f"{root / entry.name} grew while it was put into the snapshot; try again")
-
-
-def _info(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.mode = kind, mode
-    return info

@@ -9,8 +9,10 @@ first may have been lost.
 from __future__ import annotations
 
 import json
+import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,8 +34,11 @@ from launch.models import (
 )
 from launch.queue_store import QueueStore
 from launch.records import spec_to_json
+from launch.run_events import brief, sent_events
 from launch.run_reader import RunReader, no_run
 from launch.scripted import P
+
+log = logging.getLogger(__name__)
 
 _BATCH = 500
 
@@ -56,6 +61,8 @@ class Blocked:
 
 class RunStore(QueueStore, FleetStore, RunReader):
     """Queues, runs and agents in one Redis."""
+
+    preludes = ("prelude", "run_events")
 
     @classmethod
     def connect(cls, url: str, *, timeout_s: float = 5.0) -> RunStore:
@@ -83,14 +90,20 @@ class RunStore(QueueStore, FleetStore, RunReader):
             NotFoundError: a queue is not there.
         """
         answers: list[str] = []
+        unsaid: list[LaunchSpec] = []
         for start in range(0, len(specs), _BATCH):
             batch = specs[start : start + _BATCH]
             args: list[Any] = []
             for spec in batch:
                 text = spec_to_json(spec)
-                args += [spec.run_id, text, encode_bell(spec, text), int(spec.priority), spec.queue]
+                args += [spec.run_id, text, encode_bell(spec.run_id, spec.queue, text), int(spec.priority), spec.queue]
                 args += [spec.queue_version, spec.schema_version]
-            answers += self._run("enqueue", len(batch), *args)
+            with self.meter.timing("enqueue"):
+                *answered, heard = self._run("enqueue", len(batch), *args)
+            answers += answered
+            if heard == "HEARD":
+                unsaid += [spec for spec, answer in zip(batch, answered, strict=True) if answer == "OK"]
+        self.tell_sent([(spec, None) for spec in unsaid])
         for spec, answer in zip(specs, answers, strict=True):
             if answer == "CONFLICT":
                 raise ConflictError(f"run id {spec.run_id!r} is taken by another launch; choose another id, or none")
@@ -105,7 +118,9 @@ class RunStore(QueueStore, FleetStore, RunReader):
 
         Raises:
             NotFoundError: there is no such run.
+            NewerVersionError: see :meth:`record`.
         """
+        self.record(run_id)
         cause = Cause(kind=CauseKind.STOPPED, message=f"Stopped by {by} before it started.")
         if self._run("request_stop", run_id, by, grace_s, cause.model_dump_json(), cause.message) == "GONE":
             raise no_run(run_id)
@@ -113,11 +128,32 @@ class RunStore(QueueStore, FleetStore, RunReader):
 
     def refuse(self, spec: LaunchSpec, cause: Cause) -> None:
         """Record a request that is no valid launch as a failed run, so that its sender can see why."""
-        self._run("refuse", spec.run_id, spec_to_json(spec), spec.queue, cause.model_dump_json(), cause.message)
+        text = cause.model_dump_json()
+        self._run("refuse", spec.run_id, spec_to_json(spec), spec.queue, text, cause.message, brief(spec))
 
-    def forget(self, run_id: str, digest: str) -> None:
-        """Remove an ended run from Redis, whose document is in the artifact store under a digest."""
-        self._run("forget", run_id, digest)
+    def forget(self, run_id: str, digest: str, needed: Sequence[str] = ()) -> None:
+        """Remove an ended run from Redis, whose document is in the artifact store under a digest.
+
+        Args:
+            run_id: the run.
+            digest: the document's.
+            needed: the digests of the blobs that what it holds needs.
+        """
+        self._run("forget", run_id, digest, *needed)
+
+    # --- what is told to whoever listens; nothing depends on it, so nothing is raised -------------------------------
+
+    def tell_sent(self, specs: Sequence[tuple[LaunchSpec, float | None]]) -> None:
+        """Tell of runs that wait: ``[(launch, when it was enqueued)]``; none: now."""
+        with _best_effort():
+            now = self.now() if specs else 0.0
+            for start in range(0, len(specs), _BATCH):
+                self._run("tell_sent", sent_events((spec, at or now) for spec, at in specs[start : start + _BATCH]))
+
+    def describe(self, spec: LaunchSpec, fence: Fence) -> None:
+        """Tell of a claimed run as it is now, and let its later events say what it is."""
+        with _best_effort():
+            self._run("describe", spec.run_id, fence.epoch, fence.nonce, brief(spec))
 
     # --- queued runs --------------------------------------------------------------------------------------------------
 
@@ -138,6 +174,7 @@ class RunStore(QueueStore, FleetStore, RunReader):
 
     def hold(self, run_id: str, *, by: str) -> None:
         """Take a queued run out of its queue's order. Raises ConflictError when it is not queued."""
+        self.record(run_id)
         answer, _, state = self._run("hold", run_id, by).partition(" ")
         _check_answer(run_id, answer, {"NOTQUEUED": f"run {run_id} is {state}, and only a queued run can be held"})
 
@@ -174,9 +211,10 @@ class RunStore(QueueStore, FleetStore, RunReader):
     def claim(self, queue: str, agent: str, *, locality: str = "") -> Claimed | Blocked | None:
         """Give the head of a queue to an agent; none when nobody waits."""
         nonce = secrets.token_hex(8)
-        answer = self._run("claim", queue, agent, locality, nonce, SCHEMA_VERSION)
+        with self.meter.timing("claim"):
+            answer = self._run("claim", queue, agent, locality, nonce, SCHEMA_VERSION)
         if answer[0] == "RUN":
-            return self._claimed(answer[1], nonce)
+            return self._claimed(answer[1], nonce, is_heard=answer[-1] == "HEARD")
         return Blocked(answer[1]) if answer[0] == "BLOCKED" else None
 
     def adopt(
@@ -195,12 +233,14 @@ class RunStore(QueueStore, FleetStore, RunReader):
         epoch = record.fence.epoch if record.fence else 0
         if self._run("adopt", record.id, agent, locality, nonce, epoch, dead_after_s, gap_s) != "OK":
             return None
-        return self._claimed(record.id, nonce)
+        return self._claimed(record.id, nonce, is_heard=True)
 
-    def _claimed(self, run_id: str, nonce: str) -> Claimed | None:
+    def _claimed(self, run_id: str, nonce: str, *, is_heard: bool) -> Claimed | None:
         record = self.record(run_id)
         if record.fence is None or record.fence.nonce != nonce:
             return None
+        if is_heard:
+            self.describe(record.spec, record.fence)
         return Claimed(record, record.fence)
 
     def advance(
@@ -307,8 +347,19 @@ class RunStore(QueueStore, FleetStore, RunReader):
         return {run_id: float(json.loads(stop)["grace_s"]) for run_id, stop in zip(run_ids, found, strict=True) if stop}
 
 
+@contextmanager
+def _best_effort() -> Iterator[None]:
+    """Let what only tells of a run fail by itself: the run is on record, or claimed, and its caller must go on."""
+    try:
+        yield
+    except LaunchError as exc:
+        log.info("events could not be sent: %s", exc)
+    except Exception:
+        log.exception("events could not be sent")
+
+
 def _bell(spec: LaunchSpec) -> str:
-    return encode_bell(spec, spec_to_json(spec))
+    return encode_bell(spec.run_id, spec.queue, spec_to_json(spec))
 
 
 def _check_answer(run_id: str, answer: str, reasons: Mapping[str, str]) -> None:

@@ -14,11 +14,12 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from launch.errors import LostClaimError
-from launch.models import ImageSource, LaunchSpec
+from launch.inputs import CONFIG_ENV, FILES_ENV, REPORT
+from launch.models import GitSource, ImageSource, LaunchSpec
 from launch.scripted import P, Scripted
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ MAX_HISTORY_BYTES = 512 << 20
 _SYSTEM_ROWS = 5000
 _SYSTEM_COMPARE = 64
 _MERGE_TRIES = 50
+_MAX_DECLARED_BYTES = 256 << 10
 
 
 class TrackingStore(Scripted):
@@ -42,13 +44,13 @@ class TrackingStore(Scripted):
 
     # --- keys ---------------------------------------------------------------------------------------------------------
 
-    def issue_key(self, run_id: str, attempt: int) -> str:
-        """Return a new key of 40 hex digits that may write an attempt until the run ends.
+    def issue_key(self, run_id: str, attempt: int, key: str | None = None) -> str:
+        """Return a key of 40 hex digits that may write an attempt until the run ends: a new one if none is given.
 
         Raises:
             LostClaimError: the attempt is over or superseded.
         """
-        key = secrets.token_hex(20)
+        key = key or secrets.token_hex(20)
         if not self._run("tracking_issue", run_id, attempt, _digest(key)):
             raise LostClaimError(f"run {run_id}: attempt {attempt} is over, it gets no key")
         return key
@@ -104,6 +106,22 @@ class TrackingStore(Scripted):
                 return bool(answer > 0)
         raise AssertionError(f"run {run_id}: its summary changed {_MERGE_TRIES} times under one write")
 
+    def declare(self, run_id: str, attempt: int, add: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> bool | None:
+        """Keep what the script declares of its job's inputs; ``add`` returns what is known with it. None: too much."""
+        for _ in range(_MERGE_TRIES):
+            held = self.redis.hget(f"{P}run:{run_id}", "declared") or ""
+            text = _compact(add(json.loads(held or "{}")))
+            if len(text) > _MAX_DECLARED_BYTES:
+                return None
+            answer = self._run("tracking_set", run_id, attempt, "declared", held, text)
+            if answer:
+                return bool(answer > 0)
+        raise AssertionError(f"run {run_id}: its declarations changed {_MERGE_TRIES} times under one write")
+
+    def declared(self, run_id: str) -> dict[str, Any]:
+        """Return what the script has declared of its job's inputs: see :mod:`launch.job_types`."""
+        return dict(json.loads(self.redis.hget(f"{P}run:{run_id}", "declared") or "{}"))
+
     def exit(self, run_id: str, attempt: int, exit_code: int) -> bool:
         """Note the exit code that the SDK reports. The run's end is its target's to tell, not the script's."""
         held = self.redis.hget(f"{P}run:{run_id}", "reported_exit") or ""
@@ -156,9 +174,29 @@ def _compact(value: Mapping[str, Any]) -> str:
     return text.encode(errors="replace").decode()  # half a character, which JSON can hold and UTF-8 cannot
 
 
+# --- where a job reaches the server -----------------------------------------------------------------------------------
+
+
+def job_url(host: str, server_urls: Sequence[str]) -> str:
+    """Return where a job reaches the server that listens at some URLs, all of one port.
+
+    Args:
+        host: this machine's address as the job sees it, from the runner's ``tracking_host``.
+        server_urls: at least one.
+    """
+    port = server_urls[0].rpartition(":")[2].strip("/")
+    return f"http://{host}:{port}"
+
+
+def is_heard_at(host: str, server_urls: Sequence[str]) -> bool:
+    """Whether a server that listens at these URLs hears a job that sees this machine as ``host``."""
+    # A name that a virtual machine gives its host leads to loopback there.
+    return host.endswith(".internal") or job_url(host, server_urls) in server_urls
+
+
 # --- the job's environment --------------------------------------------------------------------------------------------
 
-_CHUNK_CHARS = 32670
+CHUNK_CHARS = 32670
 """Longest value that W&B Launch puts into one variable; the SDK joins ``WANDB_CONFIG_0`` and so on."""
 
 _RETRY_WAIT_MAX_S = 15
@@ -166,8 +204,65 @@ _GRAPHQL_SHARE = 3
 _TIMEOUTS_S = {"file_stream": 20, "graphql": 20, "file_transfer": 3600}
 
 
+def launch_env(spec: LaunchSpec, attempt: int, *, chunk_chars: int = CHUNK_CHARS) -> dict[str, str]:
+    """Return the variables that tell a script of its launch, whether or not it can report to a server.
+
+    Args:
+        spec: the launch.
+        attempt: the try it is.
+        chunk_chars: the longest value of one variable; W&B's own limit is 512 for SageMaker.
+
+    Source: W&B's test_get_env_vars_dict
+    """
+    env = {
+        "WANDB_LAUNCH": "True",
+        "WANDB_PROJECT": spec.project.lower(),
+        "WANDB_ENTITY": spec.entity,
+        "WANDB_RUN_ID": spec.run_id,
+        "WANDB_LAUNCH_QUEUE_NAME": spec.queue,
+        "WANDB_LAUNCH_QUEUE_ENTITY": spec.entity,
+        "WANDB_LAUNCH_TRACE_ID": f"{spec.run_id}-{attempt}",
+        # No `_wandb_job` in it: naming one makes wandb.init ask an artifact registry for it.
+        "WANDB_ARTIFACTS": "{}",
+        **_chunked(CONFIG_ENV, json.dumps(spec.config), chunk_chars),
+        **_chunked(FILES_ENV, json.dumps(spec.files), chunk_chars),
+    }
+    if spec.name:
+        env["WANDB_NAME"] = spec.name
+    if spec.author:
+        # It becomes an HTTP header, which may hold no line break.
+        env["WANDB_USERNAME"] = "".join(character for character in spec.author if character.isprintable())
+    if isinstance(spec.job.source, ImageSource):
+        env["WANDB_DOCKER"] = spec.job.source.image
+    if isinstance(spec.job.source, GitSource):
+        # The job's folder is no work tree, so the SDK could not find this out.
+        env["WANDB_GIT_COMMIT"], env["WANDB_GIT_REMOTE_URL"] = spec.job.source.commit, spec.job.source.remote
+    return env
+
+
+def inputs_report_env(spec: LaunchSpec) -> dict[str, str]:
+    """Return the variables that make the SDK tell what its script declares of the job's inputs.
+
+    It does so by a job artifact at the run's end, which it makes when it knows of an image; any name does.
+    """
+    image = spec.job.source.image if isinstance(spec.job.source, ImageSource) else spec.job_ref or REPORT
+    return {
+        "WANDB_DISABLE_JOB_CREATION": "false",
+        "WANDB_JOB_SOURCE": "image",
+        "WANDB_JOB_NAME": REPORT,
+        "WANDB_DOCKER": image,
+    }
+
+
 def tracking_env(
-    spec: LaunchSpec, attempt: int, *, base_url: str, wandb_dir: str | None, give_up_after_s: float = 720.0
+    spec: LaunchSpec,
+    attempt: int,
+    *,
+    base_url: str,
+    wandb_dir: str | None,
+    give_up_after_s: float = 720.0,
+    chunk_chars: int = CHUNK_CHARS,
+    reports_inputs: bool = False,
 ) -> dict[str, str]:
     """Return the variables that make a script's ``wandb.init`` report to our server, ``WANDB_API_KEY`` excepted.
 
@@ -178,47 +273,34 @@ def tracking_env(
         wandb_dir: where the SDK keeps its files at the target; none: its own default, for targets that are thrown away.
         give_up_after_s: how long about the SDK tries to reach a server that is gone before the script goes on without
             it. A restarted server is found again within 15 s.
+        chunk_chars: see :func:`launch_env`.
+        reports_inputs: whether it is to tell what its script declares of the job's inputs.
 
-    Source: W&B's test_get_env_vars_dict for the launch contract; wandb/sdk/wandb_settings.py for the settings.
+    Source: wandb/sdk/wandb_settings.py
     """
     env = {
+        **launch_env(spec, attempt, chunk_chars=chunk_chars),
         "WANDB_BASE_URL": base_url,
         "WANDB_MODE": "online",
-        "WANDB_LAUNCH": "True",
-        "WANDB_PROJECT": spec.project.lower(),
-        "WANDB_ENTITY": spec.entity,
-        "WANDB_RUN_ID": spec.run_id,
-        "WANDB_LAUNCH_QUEUE_NAME": spec.queue,
-        "WANDB_LAUNCH_QUEUE_ENTITY": spec.entity,
-        "WANDB_LAUNCH_TRACE_ID": f"{spec.run_id}-{attempt}",
-        # No `_wandb_job` in it: naming one makes wandb.init ask an artifact registry for it.
-        "WANDB_ARTIFACTS": "{}",
         # The agent owns the log, from the first byte and with its streams apart: the SDK need not send it again.
         "WANDB_CONSOLE": "off",
         # A private installation reports nothing to W&B's error tracker.
         "WANDB_ERROR_REPORTING": "false",
         "WANDB_INIT_TIMEOUT": "120",
-        **_chunked("WANDB_CONFIG", json.dumps(spec.config)),
         **_settings(give_up_after_s),
+        **(inputs_report_env(spec) if reports_inputs else {}),
     }
-    if spec.name:
-        env["WANDB_NAME"] = spec.name
-    if spec.author:
-        # It becomes an HTTP header, which may hold no line break.
-        env["WANDB_USERNAME"] = "".join(character for character in spec.author if character.isprintable())
-    if isinstance(spec.job.source, ImageSource):
-        env["WANDB_DOCKER"] = spec.job.source.image
     if wandb_dir is not None:
         env["WANDB_DIR"] = wandb_dir
         env |= {f"WANDB_{what}_DIR": f"{wandb_dir}/.wandb-{what.lower()}" for what in ("CACHE", "CONFIG", "DATA")}
     return env
 
 
-def _chunked(name: str, text: str) -> dict[str, str]:
-    if len(text) <= _CHUNK_CHARS:
+def _chunked(name: str, text: str, chars: int) -> dict[str, str]:
+    if len(text) <= chars:
         return {name: text}
-    starts = range(0, len(text), _CHUNK_CHARS)
-    return {f"{name}_{number}": text[start : start + _CHUNK_CHARS] for number, start in enumerate(starts)}
+    starts = range(0, len(text), chars)
+    return {f"{name}_{number}": text[start : start + chars] for number, start in enumerate(starts)}
 
 
 def _settings(give_up_after_s: float) -> dict[str, str]:

@@ -47,7 +47,16 @@ class QueueView:
     @property
     def takers(self) -> tuple[AgentRecord, ...]:
         """Those of the agents that take runs of it now, be there a slot free or not."""
-        return tuple(agent for agent in self.agents if agent.state != "draining" and not self.problems_of(agent))
+        return tuple(
+            agent
+            for agent in self.agents
+            if agent.state != "draining" and not self.problems_of(agent) and agent not in self.outdated
+        )
+
+    @property
+    def outdated(self) -> tuple[AgentRecord, ...]:
+        """Those of the agents that are too old for its next run."""
+        return tuple(agent for agent in self.agents if self.spec.name in agent.outdated)
 
     def problems_of(self, agent: AgentRecord) -> list[str]:
         """Return what keeps an agent from this queue's target."""
@@ -109,7 +118,7 @@ def _by_its_agents(view: QueueView) -> Waiting | None:
     if view.takers:
         return None
     name, resource = view.spec.name, view.spec.resource
-    problems = [f"{agent.name}: {problem}" for agent in view.agents for problem in view.problems_of(agent)]
+    problems = [f"{agent.label}: {problem}" for agent in view.agents for problem in view.problems_of(agent)]
     if problems:
         said = "; ".join(problems)
         return Waiting(
@@ -118,7 +127,16 @@ def _by_its_agents(view: QueueView) -> Waiting | None:
             f"Its target is away, and the agents take no runs until it is back: {said}",
             "launch doctor",
         )
-    named = ", ".join(agent.name for agent in view.agents)
+    if view.outdated:
+        named = ", ".join(f"{agent.label} on {agent.host} ({agent.version})" for agent in view.outdated)
+        return Waiting(
+            WaitsFor.AGENT,
+            "agents outdated",
+            f"The next run of queue {name} was written by a later version of openlaunch than its agents have; update "
+            f"these: {named}.",
+            f"launch agent -q {name}",
+        )
+    named = ", ".join(agent.label for agent in view.agents)
     return Waiting(
         WaitsFor.AGENT,
         "agents leave",
@@ -139,13 +157,13 @@ def _by_its_place(view: QueueView, position: int | None) -> Waiting:
         )
     if all(len(agent.runs) >= agent.max_jobs for agent in view.takers):
         slots = "; ".join(
-            f"{agent.name} ({len(agent.runs)} of {agent.max_jobs}: {_named(agent.runs)})" for agent in view.takers
+            f"{agent.label} ({len(agent.runs)} of {agent.max_jobs}: {_named(agent.runs)})" for agent in view.takers
         )
         return Waiting(
             WaitsFor.SLOT,
             f"{place}agents full",
             f"The agents that serve queue {name} have no slot free: {slots}.",
-            f"launch agents set {view.takers[0].name} --max-jobs {view.takers[0].max_jobs + 1}",
+            f"launch agents set {view.takers[0].label} --max-jobs {view.takers[0].max_jobs + 1}",
         )
     before = f"It waits for the {position - 1} before it." if position is not None and position > 1 else "It is next."
     return Waiting(WaitsFor.TURN, f"{place}its turn" if place else "next", f"A slot is free. {before}")

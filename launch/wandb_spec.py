@@ -8,10 +8,12 @@ from typing import Any
 from launch.errors import ConfigError
 
 _WANDB_ONLY = frozenset(
-    {"uri", "git", "sweep_id", "template_variables", "registry", "builder", "queue_entity", "python_version",
-     "additional_services", "_resume_count"}
+    {"uri", "git", "sweep_id", "registry", "builder", "queue_entity", "python_version", "additional_services",
+     "_resume_count"}
 )  # fmt: skip
-_MOVED = {"run_config": "config", "args": "args", "entry_point": "entrypoint"}
+_MOVED = {
+    "run_config": "config", "args": "args", "entry_point": "entrypoint", "files": "files", "dockerfile": "dockerfile",
+}  # fmt: skip
 
 
 def from_wandb(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,6 +29,11 @@ def from_wandb(spec: Mapping[str, Any]) -> dict[str, Any]:
     }
     request.pop("_wandb_api_key", None)
     for key in _WANDB_ONLY & set(spec):
+        if not _is_empty(spec[key]) and key in ("uri", "git"):
+            raise ConfigError(
+                f"spec/{key}: a repository cannot be named by a message; register a commit of it as a job first: "
+                "`launch job create git URL`, and name that job"
+            )
         if not _is_empty(spec[key]):
             raise ConfigError(f"spec/{key}: is not supported; leave it out")
     for key, value in _section(spec, "overrides").items():

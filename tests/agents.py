@@ -74,13 +74,18 @@ class Fleet:
         self.agents: list[AgentProcess] = []
 
     def start(
-        self, *queues: str, max_jobs: int = 1, name: str = "agent", options: tuple[str, ...] = ()
+        self,
+        *queues: str,
+        max_jobs: int = 1,
+        name: str = "agent",
+        options: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> AgentProcess:
         """Start an agent and wait until it serves."""
         known = {agent.id for agent in self.store.agents()}
         queue_options = [item for queue in queues for item in ("-q", queue)]
         agent = AgentProcess(
-            self.environment,
+            {**self.environment, **(environment or {})},
             self._folder / f"agent-{len(self.agents)}.log",
             *queue_options,
             *("--max-jobs", str(max_jobs), "--name", name),

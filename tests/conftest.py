@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["services"]
+pytest_plugins = ["services", "git_servers", "docker_builds"]
 
 # How long an example takes says nothing on a machine that does other things as well.
 settings.register_profile("openlaunch", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -513,9 +513,9 @@ class PrivateRegistry:
         wait_until(self.answers, "docker-registry answers")
         return process
 
-    def answers(self) -> bool:
+    def answers(self, address: str = "127.0.0.1") -> bool:
         """Whether it takes connections."""
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+        with contextlib.suppress(OSError), socket.create_connection((address, self.port), 1):
             return True
         return False
 

@@ -14,7 +14,9 @@ import secrets
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import launch
@@ -24,18 +26,27 @@ from launch.errors import ConfigError, LaunchError, LostClaimError, TemporaryErr
 from launch.home import make_home
 from launch.intake import SpecBuilder
 from launch.jobs import JobRegistry
+from launch.log_lines import about, thread_about
 from launch.models import LaunchSpec, RunRecord
 from launch.plugins import Problem
-from launch.resolve import resolve
+from launch.resolve import canonical, resolve
+from launch.run_events import task_name
+from launch.secrets import foreign_references
 from launch.settings import Settings
 from launch.store import Blocked, Claimed, RunStore
 from workers.claim import Claim, DetachedError, Lease
 from workers.config import AgentConfig
+from workers.events import heartbeat_event
 from workers.execute import Tools, execute, give_up
+from workers.first_run import FirstRuns
 from workers.reconcile import Intake, reconcile
+from workers.redact import Redaction
+from workers.secret_sources import Secrets
 from workers.server_access import ServerAccess
 from workers.slots import SlotTable
+from workers.sources import agents_git
 from workers.targets import Target, Targets, make_targets
+from workers.traces import Traces, make_tracer
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +79,7 @@ class Agent:
         store: RunStore,
         *,
         id: str | None = None,
+        nodename: str | None = None,
         targets: Mapping[str, Target] | None = None,
         at_step: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
@@ -75,8 +87,13 @@ class Agent:
         self.settings = settings
         self.store = store
         self.id = id or new_agent_id(config.name)
+        self.nodename = nodename or f"{self.id}@{platform.node()}"
+        """What Celery and Flower call it."""
+        self.carried: Counter[str] = Counter()
+        """How many runs it has taken, by task name."""
         make_home(settings.home)
         self.started_at = store.now()
+        ahead_s = self.started_at - time.time()
         self.slots = SlotTable(config.max_jobs, on_free=self._look_again)
         # Half of what others wait before they take this agent for dead: time enough for an effect begun within it.
         self.lease = Lease(settings.dead_after_s / 2)
@@ -84,28 +101,42 @@ class Agent:
         self.resources = {name: store.queue(name).resource for name in config.queues}
         self.silent: set[str] = set()
         """Queues that gave out nothing (paused, at their limit) or whose target is away."""
+        self.outdated: set[str] = set()
+        """Those of them whose next run was written by a later version."""
         self.is_settled = False
         """Whether it has taken up the runs that were waiting for it; it takes no new ones before."""
         self.is_draining = False
         self.doorbells: Doorbells | None = None
-        installation, artifacts = store.installation(), ArtifactStore(settings.artifacts_url)
-        made = targets or make_targets(set(self.resources.values()), installation, settings.home, config)
+        installation, artifacts = store.installation(), ArtifactStore(settings.artifacts_url, lambda: store)
+        self.secrets = Secrets(config.secrets)
+        self.redaction = Redaction(lambda: self.secrets.in_hand)
+        """For what it says of itself; each run has one of its own."""
+        made = targets or make_targets(set(self.resources.values()), installation, settings.home, config, self.secrets)
         self.targets = Targets(made)
         self.intake = Intake(store, SpecBuilder(store, JobRegistry(store.redis, artifacts)))
-        self._server = ServerAccess(store, config.tracking_url)
+        self._server = ServerAccess(store, config.tracking_url, settings.home)
         self._stumbles: dict[str, tuple[int, float]] = {}
         self._lock = threading.Lock()
         limits = [limit for limit in (config.max_run_seconds, settings.max_run_seconds) if limit is not None]
+        self.traces = Traces(make_tracer(os.environ, self.id), now=lambda: time.time() + ahead_s)
+
+        def note_step(step: str, run_id: str) -> None:
+            self.traces.step(step, run_id)
+            at_step(step, run_id)
+
         self.tools = Tools(
             installation=installation,
             home=settings.home,
             artifacts=artifacts,
             server=self._server,
+            secrets=self.secrets,
             targets=self.targets,
             recheck=self._recheck,
             log_cap_chars=settings.log_cap_chars,
             max_run_seconds=min(limits, default=None),
-            at_step=at_step,
+            git=agents_git(settings.home, config, self.secrets),
+            first_runs=FirstRuns(store, artifacts),
+            at_step=note_step,
         )
 
     def check(self) -> list[Problem]:
@@ -116,8 +147,17 @@ class Agent:
     def _recheck(self, spec: LaunchSpec) -> None:
         """Refuse a launch whose effective config is not what its queue and its override give."""
         then = self.store.queue_at(spec.queue, spec.queue_version)
-        if resolve(then, type(self.targets[spec.resource].runner), spec.resource_args) != spec.resource_config:
+        runner = type(self.targets[spec.resource].runner)
+        if resolve(then, runner, spec.resource_args, spec.template_variables) != spec.resource_config:
             raise ConfigError(f"resource config: is not what queue {spec.queue!r} allows; enqueue it again")
+        own = canonical(runner, then.config, where=f"queue {spec.queue!r}/config")
+        for name in sorted(foreign_references(own, spec.resource_config)):
+            if not self.config.secrets.may_launch(name):
+                raise ConfigError(
+                    f"resource config: a launch may not name the secret {name!r}, since whoever launches could print "
+                    f"it; put it into the config of queue {spec.queue!r}, or list it under secrets/launchable in the "
+                    f"config of agent {self.config.name!r}"
+                )
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -147,6 +187,7 @@ class Agent:
             if queue not in self.resources:
                 log.error("dropped message %s from a queue this agent does not serve: %s", message.task_id, queue)
                 return
+            self.store.meter.count("bells", queue, "own" if message.is_recorded else "foreign")
             if not message.is_recorded:
                 self._take_in(queue, message)
             ack()
@@ -181,10 +222,22 @@ class Agent:
             return None
         answer = self.store.claim(queue, self.id, locality=locality)
         if isinstance(answer, Blocked):
-            log.info("queue %s: gives out no run now (%s)", queue, answer.reason)
+            if answer.reason == "newer":
+                self._note_outdated(queue)
+            else:
+                log.info("queue %s: gives out no run now (%s)", queue, answer.reason)
             self._silence(queue)
             return None
         return answer
+
+    def _note_outdated(self, queue: str) -> None:
+        self.outdated.add(queue)
+        log.warning(
+            "queue %s: its next run was written by a later version of openlaunch than this one (%s); it and those "
+            "behind it wait for an agent that is updated, and nothing of them is touched",
+            queue,
+            launch.__version__,
+        )
 
     def _silence(self, queue: str) -> None:
         """Take no more messages of a queue, and put back the one in hand."""
@@ -197,6 +250,7 @@ class Agent:
         for queue in list(self.silent):
             if self.resources[queue] not in self.targets.away and not self.is_draining and self.store.gives_out(queue):
                 self.silent.discard(queue)
+                self.outdated.discard(queue)
                 self._look_again()
 
     def _look_again(self) -> None:
@@ -248,7 +302,8 @@ class Agent:
         claim = self.claims.get(run_id)
         if claim is not None:
             # In a thread of its own: a target that is away must not hold up what else there is to do.
-            threading.Thread(target=_quietly, args=(claim.request_stop, grace_s), daemon=True).start()
+            with _about(claim):
+                thread_about(_quietly, claim.request_stop, grace_s).start()
 
     def let_go_of_lost(self) -> None:
         """Let go of the claims that have passed to others while this agent did not notice."""
@@ -262,11 +317,13 @@ class Agent:
 
     def _carry(self, claimed: Claimed) -> None:
         """Carry a run in a thread of its own, in the slot that was taken for it."""
-        claim = Claim(claimed, self.store, self.lease)
+        claim = Claim(claimed, self.store, self.lease, Redaction(lambda: self.secrets.in_hand))
         with self._lock:
             self.claims[claim.id] = claim
+            self.carried[task_name(claim.spec)] += 1
         try:
-            threading.Thread(target=self._work, args=(claim,), name=f"run-{claim.id}", daemon=True).start()
+            with _about(claim):
+                thread_about(self._work, claim, name=f"run-{claim.id}").start()
         except RuntimeError:
             log.exception("run %s: there is no room for another thread", claim.id)
             self._stumble(claim)
@@ -276,7 +333,8 @@ class Agent:
     def _work(self, claim: Claim) -> None:
         log.info("run %s: attempt %d of %s", claim.id, claim.record.attempt, claim.spec.title)
         try:
-            execute(claim, self.tools)
+            with self.traces.of(claim.record, lambda: self.store.record(claim.id)):
+                execute(claim, self.tools)
             self._stumbles.pop(claim.id, None)
         except TemporaryError as exc:
             self._target_is_away(claim.spec.resource, str(exc))
@@ -284,6 +342,7 @@ class Agent:
             log.exception("run %s: lost the thread", claim.id)
             self._stumble(claim)
         finally:
+            self.tools.held_code.release(claim.id)
             self._forget(claim)
             self.slots.give_back()
 
@@ -317,12 +376,14 @@ class Agent:
     def beat(self) -> None:
         """Say that this agent lives, and what it does."""
         renewed = self.lease.now()
-        self.store.heartbeat(self.id, self._description(), gap_s=2 * self.settings.heartbeat_s)
+        gap_s = 2 * self.settings.heartbeat_s
+        self.store.heartbeat(self.id, self._description(), gap_s=gap_s, event=heartbeat_event(self))
         self.lease.renew(renewed)
 
     def _description(self) -> dict[str, Any]:
         return {
             "name": self.config.name,
+            "nodename": self.nodename,
             "host": platform.node(),
             "pid": os.getpid(),
             "version": launch.__version__,
@@ -331,8 +392,10 @@ class Agent:
             "max_jobs": self.slots.max_jobs,
             "runs": sorted(self.claims),
             "state": "draining" if self.is_draining else "blocked" if self.targets.away else "serving",
-            "problems": [f"{resource}: {problem}" for resource, problem in self.targets.away.items()],
+            "problems": [self.redaction.mask(f"{name}: {problem}") for name, problem in self.targets.away.items()],
             "started_at": self.started_at,
+            "tracking_url": self.config.tracking_url,
+            "outdated": sorted(self.outdated),
         }
 
     def heed_wishes(self) -> None:
@@ -370,6 +433,11 @@ class Agent:
             claim.release()
             log.info("run %s: released, its job goes on", claim.id)
         self.store.forget_agent(self.id)
+        self.traces.close()
+
+
+def _about(claim: Claim) -> AbstractContextManager[None]:
+    return about(run=claim.id, attempt=claim.record.attempt, queue=claim.spec.queue)
 
 
 def _quietly(call: Callable[..., object], *args: Any) -> None:

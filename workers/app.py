@@ -18,6 +18,7 @@ from celery import Celery, bootsteps
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.worker.consumer.tasks import Tasks
 
+import workers.control  # noqa: F401 - its commands take the place of Celery's
 from launch.broker import TASK_NAME, celery_queue, launch_queue, make_app, read_message
 from launch.chaos.fault_points import fault_points
 from launch.checking import parse
@@ -27,6 +28,8 @@ from launch.settings import settings
 from launch.store import RunStore
 from workers.agent import Agent
 from workers.config import ENV_CONFIG, AgentConfig
+from workers.dashboard import set_up_flower
+from workers.redact import redact_logging
 from workers.supervise import Supervisor
 
 log = logging.getLogger(__name__)
@@ -87,6 +90,9 @@ class AgentStep(bootsteps.StartStopStep):
             print(f"error: {exc}", file=sys.stderr)
             raise SystemExit(exc.exit_code) from exc
         worker.agent.doorbells = CeleryDoorbells(worker.agent)
+        redact_logging(worker.agent.redaction)
+        # The agent's own heartbeat says what Celery's would, and knows the runs; agents know each other by the record.
+        worker.options.update(without_heartbeat=True, without_gossip=True, without_mingle=True)
 
     def _make(self, worker: Any) -> Agent:
         store = RunStore.connect(worker.app.launch_url, timeout_s=settings().connect_timeout_s)
@@ -95,7 +101,9 @@ class AgentStep(bootsteps.StartStopStep):
             config, id = AgentConfig.model_validate_json(raw), worker.hostname.partition("@")[0]
         else:
             config, id = _config_from_options(worker), None
-        return Agent(config, settings(), store, id=id, at_step=fault_points(os.environ) or _at_step)
+        return Agent(
+            config, settings(), store, id=id, nodename=worker.hostname, at_step=fault_points(os.environ) or _at_step
+        )
 
     def start(self, worker: Any) -> None:
         """Let the agent's heart beat."""
@@ -193,6 +201,7 @@ def build_app(url: str) -> Celery:
     celery.launch_url = url
     celery.steps["worker"].add(AgentStep)
     celery.steps["consumer"].add(SlotGate)
+    set_up_flower(celery)
 
     @celery.task(name=TASK_NAME, Strategy=staticmethod(_doorbell), ignore_result=True)  # type: ignore[untyped-decorator]
     def run(*_: Any, **__: Any) -> None:

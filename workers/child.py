@@ -16,6 +16,8 @@ from celery import signals
 from celery.exceptions import CPendingDeprecationWarning
 
 from launch.broker import celery_queue
+from launch.log_lines import set_up_logging
+from launch.settings import settings
 from workers.agent import new_agent_id
 from workers.app import CeleryDoorbells, build_app
 from workers.config import ENV_BROKER, ENV_CONFIG, ENV_DRAIN, AgentConfig
@@ -31,14 +33,15 @@ _STUCK_S = 60.0
 
 def main() -> None:
     """Run the worker until it is told to end."""
-    _set_up_logging()
     # Celery warns of a worker run by root because of pickled messages; this one reads JSON only.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
     config = AgentConfig.model_validate_json(os.environ[ENV_CONFIG])
+    id = new_agent_id(config.name)
+    _set_up_logging(id)
     app = build_app(os.environ[ENV_BROKER])
     worker = app.Worker(
-        hostname=f"{new_agent_id(config.name)}@{platform.node()}",
+        hostname=f"{id}@{platform.node()}",
         queues=[celery_queue(queue) for queue in config.queues],
         # The pool has nothing to do: see workers.app.
         concurrency=1,
@@ -61,8 +64,8 @@ def main() -> None:
     os._exit(worker.exitcode or 0)
 
 
-def _set_up_logging() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
+def _set_up_logging(agent: str) -> None:
+    set_up_logging(settings().log_format, agent=agent)
     # Celery's and kombu's own lines are about messages, which mean nothing here.
     for name in ("celery", "kombu", "amqp"):
         logging.getLogger(name).setLevel(logging.WARNING)

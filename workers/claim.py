@@ -13,6 +13,7 @@ from launch.errors import LostClaimError, TemporaryError
 from launch.models import Cause, LaunchSpec, RetryRule, RunState
 from launch.records import LogEntry
 from launch.store import Claimed, RunStore
+from workers.redact import Redaction
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +51,12 @@ class Lease:
 class Claim:
     """One claimed run. Every write is tried until Redis is back, the claim is lost or the agent detaches."""
 
-    def __init__(self, claimed: Claimed, store: RunStore, lease: Lease) -> None:
+    def __init__(self, claimed: Claimed, store: RunStore, lease: Lease, redaction: Redaction | None = None) -> None:
         self.record = claimed.record
         self.fence = claimed.fence
         self.store = store
+        self.redaction = redaction or Redaction()
+        """Every text that goes into the record from here goes through it."""
         self._lease = lease
         self._detached = threading.Event()
         self._wanted_grace_s = claimed.record.stop.grace_s if claimed.record.stop else math.inf
@@ -109,24 +112,35 @@ class Claim:
 
     def advance(self, to: RunState | None = None, *, note: str = "", **fields: str | None) -> None:
         """See :meth:`RunStore.advance`."""
+        note = self.redaction.mask(note)
         self.insist(lambda: self.store.advance(self.id, self.fence, to, note=note, **fields))
 
     def finish(self, state: RunState, cause: Cause, *, log_archive: str | None = None) -> None:
         """See :meth:`RunStore.finish`."""
+        cause = self._masked(cause)
         self.insist(lambda: self.store.finish(self.id, self.fence, state, cause, log_archive=log_archive))
 
     def unclaim(self, *, note: str) -> None:
         """See :meth:`RunStore.unclaim`."""
+        note = self.redaction.mask(note)
         self.insist(lambda: self.store.unclaim(self.record, self.fence, note=note))
 
     def retry(self, cause: Cause, *, log_archive: str | None, rule: RetryRule) -> None:
         """See :meth:`RunStore.retry`."""
+        cause = self._masked(cause)
         self.insist(lambda: self.store.retry(self.record, self.fence, cause, log_archive=log_archive, rule=rule))
 
     def next_attempt(self, cause: Cause) -> None:
         """See :meth:`RunStore.next_attempt`."""
         self.insist(lambda: self.store.next_attempt(self.record, self.fence, cause))
         self.refresh()
+
+    def _masked(self, cause: Cause) -> Cause:
+        # The last lines of the log come masked already, but a target's own words do not.
+        mask = self.redaction.mask
+        return cause.model_copy(
+            update={"message": mask(cause.message), "log_tail": tuple(mask(line) for line in cause.log_tail)}
+        )
 
     def append_log(self, chunks: list[tuple[str, str]], **position: Any) -> None:
         """See :meth:`RunStore.append_log`."""

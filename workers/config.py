@@ -12,7 +12,10 @@ from pydantic import Field
 
 from launch.checking import Model, parse
 from launch.errors import ConfigError
+from launch.git.access import GitAccess
 from launch.models import Name, QueueName
+from launch.secrets import check_references
+from workers.secret_sources import SecretSettings
 
 ENV_CONFIG = "LAUNCH_AGENT_CONFIG"
 """The agent's configuration as JSON, from the parent process to its Celery worker. Likewise the others."""
@@ -49,13 +52,28 @@ class AgentConfig(Model):
     builders: dict[str, dict[str, Any]] = {}
     """Settings of builders by name."""
 
+    git: GitAccess = GitAccess()
+    """Which git remotes it may fetch jobs from, with what credentials and up to which limits."""
+
+    secrets: SecretSettings = SecretSettings()
+    """Where ``${secret:NAME}`` comes from. It may stand in the settings of targets and builders too."""
+
 
 def read_config(path: Path | None, options: Mapping[str, Any]) -> AgentConfig:
     """Return the configuration in a file with the options given on the command line over it.
 
     Raises:
-        ConfigError: the file cannot be read or is wrong; the message is a path into it.
+        ConfigError: the file cannot be read or is wrong, or no queue is named; the message is a path into it.
     """
+    config = load_config(path, options)
+    if not config.queues:
+        where = path or "options"
+        raise ConfigError(f"{where}: queues: name at least one queue, such as `launch agent -q local`")
+    return config
+
+
+def load_config(path: Path | None, options: Mapping[str, Any] | None = None) -> AgentConfig:
+    """Do as :func:`read_config`, for a caller that needs no queue."""
     data: Any = {}
     where = str(path) if path else "options"
     if path is not None:
@@ -65,8 +83,8 @@ def read_config(path: Path | None, options: Mapping[str, Any]) -> AgentConfig:
             raise ConfigError(f"{path}: cannot be read as YAML: {exc}") from exc
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: should be a mapping of settings, not {type(data).__name__}")
-    given = {name: value for name, value in options.items() if value not in (None, ())}
+    given = {name: value for name, value in (options or {}).items() if value not in (None, ())}
     config = parse(AgentConfig, {**data, **given}, where=where)
-    if not config.queues:
-        raise ConfigError(f"{where}: queues: name at least one queue, such as `launch agent -q local`")
+    for section in ("targets", "builders"):
+        check_references(getattr(config, section), where=f"{where}: {section}")
     return config

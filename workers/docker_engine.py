@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import re
 import socket
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
 
-from pydantic import Field
-
-from launch.checking import Model
 from launch.errors import LaunchError, TemporaryError
 from launch.plugins import Problem
+from workers.docker_settings import EngineSettings
 from workers.docker_streams import PAUSE_S, json_lines, read_with_pauses
 
 MIN_API = (1, 40)
@@ -33,34 +32,6 @@ _PASSING = re.compile(
     re.IGNORECASE,
 )
 """Words of an engine or registry that is away or full for now."""
-
-
-class EngineSettings(Model):
-    """``targets/docker`` and ``builders/docker`` in an agent's config: runner and builder know the same settings."""
-
-    host: str | None = None
-    """``unix:///path``, ``tcp://host:port`` or ``ssh://user@host``. None: ``DOCKER_HOST``, then the current context."""
-
-    timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    """How long one request to the engine may take."""
-
-    pass_env: tuple[str, ...] = ()
-    """Names that a resource config's ``env`` may take from the agent's own environment."""
-
-    tracking_host: str | None = None
-    """Where containers reach this machine. None: the gateway of the container's network."""
-
-    min_free_gb: Annotated[float, Field(ge=0)] = 1.0
-    """The agent takes no run while the engine's disk has less than this."""
-
-    python_version: str | None = None
-    """For jobs that name none: ``"3.12"``. None: the agent's own."""
-
-    base_image: str = "python:{python_version}-slim"
-    """What environment images start from, unless the resource config says otherwise."""
-
-    build_args: dict[str, str] = {}
-    """Build arguments of environment images, such as ``PIP_INDEX_URL`` or ``HTTPS_PROXY``."""
 
 
 class Refused(Exception):  # noqa: N818  # not an error of its own: the caller says what it means
@@ -161,18 +132,45 @@ class Engine:
         with self._border():
             yield from response.raw.stream(1 << 16)
 
-    def open_messages(self, path: str, params: Mapping[str, Any], **request: Any) -> Iterator[list[dict[str, Any]]]:
+    def open_messages(self, path: str, params: Mapping[str, Any], **request: Any) -> Generator[list[dict[str, Any]]]:
         """Post a request whose answer is a stream of JSON messages; yield them as they come, ``[]`` after a pause."""
         pieces, close = self.open_stream("POST", path, params, **request)
         yield from read_with_pauses(json_lines(pieces), close, PAUSE_S)
 
     def registry_auth(self, image: str) -> dict[str, str]:
-        """Return the header with the credentials for an image's registry that ``docker login`` has kept, if any."""
-        from docker import auth
+        """Return the header with the credentials for an image's registry: the agent config's, else ``docker login``'s.
 
+        Raises:
+            TemporaryError: a credential helper cannot be asked.
+        """
+        from docker import auth
+        from docker.errors import DockerException
+
+        registry = auth.resolve_repository_name(image)[0]
+        login = self.settings.registries.get(registry)
+        if login is not None:
+            return _auth_header({**login.model_dump(), "serveraddress": registry})
+        try:
+            # Read each time: somebody may have logged in since.
+            found = auth.load_config().resolve_authconfig(registry)
+        except DockerException as exc:
+            raise TemporaryError(
+                f"the login for registry {registry} cannot be read from Docker's config: {exc}"
+            ) from exc
+        return _auth_header(found) if found else {}
+
+    def distribution(self, image: str) -> dict[str, Any]:
+        """Return what an image's registry says of it, asked by the engine.
+
+        Source: https://docs.docker.com/reference/api/engine/version/v1.41/#tag/Distribution
+        """
+        headers = self.registry_auth(image)
         with self.talk() as api:
-            header = auth.get_config_header(api, auth.resolve_repository_name(image)[0])
-        return {"X-Registry-Auth": header.decode() if isinstance(header, bytes) else header} if header else {}
+            url = f"{api.base_url}/v{api.api_version}/distribution/{image}/json"
+            with api.get(url, headers=headers) as response:
+                if response.status_code >= 400:
+                    raise _refusal(response)
+                return dict(response.json())
 
     def wait(self, container: str, condition: str, timeout_s: float) -> None:
         """Return when the engine says that the container meets the condition, is unknown, or after the timeout.
@@ -238,14 +236,35 @@ class Engine:
         return "start Docker (sudo systemctl start docker), or name its address in DOCKER_HOST or in the agent's config"
 
     def _check_disk(self, info: Mapping[str, Any]) -> list[Problem]:
-        root = str(info.get("DockerRootDir", ""))
-        if not self.host.startswith("unix://") or not os.path.isdir(root):  # noqa: PTH112
-            return []  # a remote engine, or one in a virtual machine: its disk cannot be seen from here
-        stat = os.statvfs(root)
-        free_gb = stat.f_bavail * stat.f_frsize / 1e9
+        root, free_gb = str(info.get("DockerRootDir", "")), self._free_gb(info)
         if free_gb >= self.settings.min_free_gb:
             return []
-        return [Problem(f"{free_gb:.1f} GB are free in {root}", "free some space: docker system prune")]
+        return [Problem(f"{free_gb:.1f} GB are free in {root}", "free some space: launch images gc --keep-gb 10")]
+
+    def _free_gb(self, info: Mapping[str, Any]) -> float:
+        root = str(info.get("DockerRootDir", ""))
+        if not self.host.startswith("unix://") or not os.path.isdir(root):  # noqa: PTH112
+            return math.inf  # a remote engine, or one in a virtual machine: its disk cannot be seen from here
+        stat = os.statvfs(root)
+        return stat.f_bavail * stat.f_frsize / 1e9
+
+    def is_short_of_space(self) -> bool:
+        """Whether the engine's disk, as far as it can be seen, has less free space than it should.
+
+        Raises:
+            TemporaryError: the engine is away.
+        """
+        try:
+            return self._free_gb(self.info()) < self.settings.min_free_gb
+        except Refused as exc:
+            raise away(exc) from exc
+
+
+def _auth_header(login: Mapping[str, Any]) -> dict[str, str]:
+    from docker import auth
+
+    header = auth.encode_header(dict(login))
+    return {"X-Registry-Auth": header.decode() if isinstance(header, bytes) else str(header)}
 
 
 def away(exc: Refused) -> TemporaryError:

@@ -13,7 +13,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,21 @@ from launch.errors import (
     PullError,
     TemporaryError,
 )
-from launch.models import Cause, CauseKind, CodeSource, CommandSource, ImageSource, Job, LaunchSpec, RunState, Tracking
-from launch.plugins import Attempt, Build, BuildRequest, Phase, Plan, Runner, Status, attempt_name
+from launch.git.code import GitCode
+from launch.models import Cause, CauseKind, CommandSource, Job, LaunchSpec, RunState, Tracking
+from launch.plugins import Attempt, Build, Phase, Plan, Runner, Status, attempt_name
 from launch.resolve import macro_values, render_macros
-from launch.tracking import tracking_env
+from launch.secrets import references
+from launch.tracking import launch_env, tracking_env
+from workers.builds import build_request, job_labels
+from workers.caches import HeldCode
 from workers.claim import Claim, DetachedError
 from workers.conclude import conclude, retry_rule
+from workers.first_run import FirstRuns
 from workers.logs import LogPump, LogWriter
+from workers.secret_sources import Secrets
 from workers.server_access import ServerAccess
+from workers.sources import fetch
 from workers.targets import Target, Targets
 
 log = logging.getLogger(__name__)
@@ -57,10 +65,17 @@ class Tools:
     artifacts: ArtifactStore
     server: ServerAccess
     targets: Targets
+    secrets: Secrets
     recheck: Callable[[LaunchSpec], None]
     """Raises a ConfigError when the queue does not allow what the launch overrides."""
     log_cap_chars: int
     max_run_seconds: float | None
+    first_runs: FirstRuns | None = None
+    """Keeps what the first finished run of a job's version tells of it."""
+    git: GitCode | None = None
+    """Fetches the commits of git jobs; none: as an agent does that is configured for none."""
+    held_code: HeldCode = field(default_factory=HeldCode)
+    """What of the code on this machine must stay, since a run needs it."""
     at_step: Callable[[str, str], None] = lambda *_: None
     """Called before each step with its name and the run's id; a test's place to die."""
 
@@ -159,19 +174,22 @@ def _start(claim: Claim, tools: Tools, target: Target, writer: LogWriter) -> str
 def _build_and_submit(claim: Claim, tools: Tools, target: Target, writer: LogWriter) -> str:
     spec, runner = claim.spec, target.runner
     tools.recheck(spec)
+    _know_secrets(claim, tools)
 
     tools.at_step("fetch", claim.id)
-    code = _fetch_code(spec, tools)
+    code = _fetch_code(claim, tools, writer)
 
     tools.at_step("build", claim.id)
-    image, because = None, "nothing to build"
+    image, digest, because = None, None, "nothing to build"
     if not _is_bare(spec.job) or not runner.runs_bare_commands:
-        build = _build(claim, tools, target, writer)
+        build = _build(claim, tools, target, writer, code)
         image, because = build.image, build.because
-    claim.advance(RunState.STARTING, note=because, image=image)
+        digest = build.digest
+        code = None if build.holds_code else code
+    claim.advance(RunState.STARTING, note=because, image=image, image_digest=digest)
 
-    options = _options(claim, runner, image)
-    attempt = _attempt(claim, tools, runner, options, code)
+    options, secrets = _options(claim, tools, runner, image)
+    attempt = _attempt(claim, tools, runner, options, code, secrets)
     plan = runner.plan(attempt, image, options)
 
     tools.at_step("submit", claim.id)
@@ -198,53 +216,105 @@ def _submit(claim: Claim, runner: Runner, plan: Plan) -> str:
             claim.pause(_AWAY_S)
 
 
-def _fetch_code(spec: LaunchSpec, tools: Tools) -> Path | None:
-    source = spec.job.source
-    if not isinstance(source, CodeSource):
-        return None
-    return tools.artifacts.fetch(source.archive, tools.home / "cache" / "code" / f"{source.archive}.tar.gz")
+def _fetch_code(claim: Claim, tools: Tools, writer: LogWriter) -> Path | None:
+    fetch_it = partial(
+        fetch,
+        claim.spec.job.source,
+        home=tools.home,
+        artifacts=tools.artifacts,
+        git=tools.git,
+        cancelled=_cancelled(claim),
+        note=lambda sentence: writer.write("build", f"{sentence}\n"),
+    )
+    code = tools.held_code.hold(claim.id, fetch_it)
+    writer.flush()
+    return code
+
+
+def _cancelled(claim: Claim) -> Callable[[], bool]:
+    """Return whether to give up what is done before the run starts: it is to stop, or has taken too long."""
+    limit_s = claim.spec.limits.start_s
+    until = math.inf if limit_s is None else time.monotonic() + limit_s - claim.seconds_since(claim.record.claimed_at)
+    return lambda: claim.is_stop_requested or claim.is_detached or time.monotonic() > until
 
 
 def _is_bare(job: Job) -> bool:
     return isinstance(job.source, CommandSource) and job.requirements is None and job.python_version is None
 
 
-def _build(claim: Claim, tools: Tools, target: Target, writer: LogWriter) -> Build:
-    spec = claim.spec
-    source, requirements = spec.job.source, spec.job.requirements
-    request = BuildRequest(
-        image=source.image if isinstance(source, ImageSource) else None,
-        requirements=tools.artifacts.get_bytes(requirements).decode() if requirements else None,
-        python_version=spec.job.python_version,
-        options=target.runner.build_options(_options(claim, target.runner)),
-    )
-    limit_s = spec.limits.start_s
-    until = math.inf if limit_s is None else time.monotonic() + limit_s - claim.seconds_since(claim.record.claimed_at)
-    build = target.builder.build(
-        request,
-        log=lambda text: writer.write("build", text),
-        cancelled=lambda: claim.is_stop_requested or claim.is_detached or time.monotonic() > until,
-    )
+def _build(claim: Claim, tools: Tools, target: Target, writer: LogWriter, code: Path | None) -> Build:
+    options, _ = _options(claim, tools, target.runner)
+    request = build_request(claim.spec, target.runner.build_options(options), code, tools.artifacts)
+    with claim.store.meter.building(target.builder.name) as note_reused:
+        build = target.builder.build(request, log=lambda text: writer.write("build", text), cancelled=_cancelled(claim))
+        note_reused(build.reused)
     writer.flush()
     return build
 
 
-def _options(claim: Claim, runner: Runner, image: str | None = None) -> Any:
-    """Return the effective resource config with its macros filled in; the image's is left while there is none."""
-    config = claim.spec.resource_config
+def _know_secrets(claim: Claim, tools: Tools) -> None:
+    """Have what the run refers to masked from now on in all that is passed on of it.
+
+    Raises:
+        ConfigError: a secret is not there.
+        TemporaryError: a source is away.
+    """
+    claim.redaction.add([tools.server.key_for(claim.id, claim.record.attempt)])
+    for name in sorted(references(claim.spec.resource_config)):
+        tools.secrets.get(name)
+    claim.redaction.is_complete = True
+
+
+def _know_secrets_again(claim: Claim, tools: Tools) -> None:
+    """Do the same for an attempt that an agent before this one has submitted: nobody has written its secrets down.
+
+    One that is gone meanwhile cannot be masked any more, and what is changed is masked as it is now.
+    """
+    if claim.redaction.is_complete:
+        return
+    claim.redaction.add([tools.server.key_for(claim.id, claim.record.attempt)])
+    for name in sorted(references(claim.spec.resource_config)):
+        try:
+            claim.insist(partial(tools.secrets.get, name), pause_s=_AWAY_S)
+        except ConfigError as exc:
+            log.warning("run %s: its log may show what was this secret: %s", claim.id, exc)
+    claim.redaction.is_complete = True
+
+
+def _options(claim: Claim, tools: Tools, runner: Runner, image: str | None = None) -> tuple[Any, frozenset[str]]:
+    """Return the effective resource config, its macros and secrets filled in, and the secrets.
+
+    The image's macro is left while there is none.
+    """
+    config, macros = claim.spec.resource_config, macro_values(claim.spec, image)
     if claim.record.memory_factor != 1.0:
         config = runner.with_memory(config, claim.record.memory_factor)
-    return parse(runner.Options, render_macros(config, macro_values(claim.spec, image)), where="resource config")
+    without = render_macros(config, macros)
+    options = parse(runner.Options, without, where="resource config")
+    filled, used = tools.secrets.render(config, rest=lambda text: str(render_macros(text, macros)))
+    if filled == without:
+        return options, used
+    try:
+        return parse(runner.Options, filled, where="resource config"), used
+    except ConfigError:
+        # Its message may quote a secret, whose reference was right there just now.
+        names = ", ".join(sorted(references(config)))
+        raise ConfigError(
+            f"resource config: a value among these secrets does not fit where it stands: {names}"
+        ) from None
 
 
-def _attempt(claim: Claim, tools: Tools, runner: Runner, options: Any, code: Path | None) -> Attempt:
+def _attempt(
+    claim: Claim, tools: Tools, runner: Runner, options: Any, code: Path | None, secrets: frozenset[str]
+) -> Attempt:
     spec, number = claim.spec, claim.record.attempt
-    env: Mapping[str, str] = {"WANDB_MODE": "offline"}
+    env: Mapping[str, str] = {**launch_env(spec, number), "WANDB_MODE": "offline"}
     secret_env = {}
     url = _tracking_url(spec, tools, runner, options)
     if url is not None:
         scratch = runner.scratch_dir(attempt_name(tools.installation, spec.run_id, number))
-        env = tracking_env(spec, number, base_url=url, wandb_dir=scratch)
+        is_first = claim.insist(lambda: tools.first_runs is not None and tools.first_runs.is_wanted(spec))
+        env = tracking_env(spec, number, base_url=url, wandb_dir=scratch, reports_inputs=is_first)
         secret_env["WANDB_API_KEY"] = tools.server.issue_key(spec.run_id, number)
     return Attempt(
         installation=tools.installation,
@@ -253,7 +323,9 @@ def _attempt(claim: Claim, tools: Tools, runner: Runner, options: Any, code: Pat
         command=spec.command,
         env=env,
         secret_env=secret_env,
+        secrets=secrets,
         code=code,
+        labels=job_labels(spec),
     )
 
 
@@ -307,7 +379,7 @@ def _follow(claim: Claim, tools: Tools, runner: Runner, handle: str, writer: Log
     """Wait for the attempt's end; returns its status, and the time limit it ran into, if it did."""
     tools.at_step("follow", claim.id)
     claim.when_stopped(lambda grace_s: _stop(claim, runner, handle, grace_s))
-    pump = LogPump(runner, handle, writer, claim)
+    pump = LogPump(runner, handle, writer, claim, prepare=lambda: _know_secrets_again(claim, tools))
     pump.start()
     claim.refresh()
     limit_s, timed_out_s = _run_limit_s(claim, tools), claim.record.timed_out_s
@@ -351,12 +423,16 @@ def _conclude(
     writer: LogWriter,
 ) -> None:
     tools.at_step("conclude", claim.id)
+    _know_secrets_again(claim, tools)
     if not writer.is_whole:
         _read_again(claim, runner, handle, writer)
     claim.refresh()
     tail = writer.tail()
     archive = _stored(claim, tools, writer)
     state, cause = conclude(claim.record, status, timed_out_s=timed_out_s, tail=tail)
+    if state is RunState.FINISHED and (first_runs := tools.first_runs) is not None:
+        # Before the end is on record: from then on nobody comes back to the run.
+        claim.insist(lambda: first_runs.keep(claim.record))
     _end_or_retry(claim, state, cause, archive)
     tools.at_step("remove", claim.id)
     _remove(claim, runner, handle)

@@ -3,6 +3,9 @@
 The file is a line of JSON a chunk, ``{"s": stream, "t": text}``, and goes to the artifact store at the end. Redis holds
 the newest part for those who watch. Both are written before the cursor is, and a writer that goes on after another one
 takes over its file up to the length recorded with the cursor: so an adopted run's log has no gap and no repeat.
+
+Secrets are masked on the way in (``workers.redact``): neither file nor Redis ever holds one. What is held back since it
+may be the beginning of one is in neither, and the recorded cursor is then the one before it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from launch.errors import LostClaimError, TemporaryError
 from launch.loglines import fold_lines
 from launch.plugins import LogStream, Runner
 from workers.claim import Claim, DetachedError
+from workers.redact import Piece, Redactor, StreamRedactor
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +54,10 @@ class LogWriter:
     def __init__(self, claim: Claim, home: Path, *, cap_chars: int) -> None:
         self.path = log_path(home, claim)
         self.cursor = claim.record.log_cursor
+        """Where in the target's log what was taken ends; the recorded one may be behind it."""
+        self._recorded = self.cursor
         self._claim = claim
+        self._masked: StreamRedactor[str | None] = StreamRedactor()
         self._cap_chars = cap_chars
         self._written = claim.record.log_bytes
         self._pending: list[tuple[str, str]] = []
@@ -58,6 +65,7 @@ class LogWriter:
         self._flushed_at = 0.0
         self.is_whole = self._take_over(home)
         """False when the file lacks something, which the target has still."""
+        self._is_continued = self._written > 0
 
     def _take_over(self, home: Path) -> bool:
         """Begin with what the claims before this one have written, as far as the record says it was."""
@@ -77,20 +85,40 @@ class LogWriter:
 
     def write(self, stream: LogStream, text: str, cursor: str | None = None) -> None:
         """Take a chunk; it is flushed at once after a pause, else with the next ones."""
-        for start in range(0, len(text), _MAX_CHUNK_CHARS):
-            self._pending.append((stream, text[start : start + _MAX_CHUNK_CHARS]))
-        self._pending_chars += len(text)
+        self._masked.redactor = self._claim.redaction.redactor
+        if self._is_continued:
+            self._go_on()
         if cursor is not None:
             self.cursor = cursor
+        self._take(self._masked.feed(Piece(stream, text, cursor)))
         if time.monotonic() - self._flushed_at >= _FLUSH_S or self._pending_chars >= _FLUSH_CHARS:
-            self.flush()
+            self._write_out()
 
     def flush(self) -> None:
-        """Write out what is pending.
+        """Write out what is pending, and what was held back.
 
         Raises:
             LostClaimError: the run is another agent's.
         """
+        self._take(self._masked.flush())
+        self._write_out()
+
+    def _go_on(self) -> None:
+        """Know what the claim before this one has written last: a secret may have begun there."""
+        self._is_continued = False
+        if self.is_whole:
+            with suppress(OSError):
+                for stream, text in _last_chunks(self.path):
+                    self._masked.go_on_after(stream, text)
+
+    def _take(self, pieces: Iterable[Piece[str | None]]) -> None:
+        for stream, text, cursor in ((piece.stream, piece.text, piece.place) for piece in pieces):
+            for start in range(0, len(text), _MAX_CHUNK_CHARS):
+                self._pending.append((stream, text[start : start + _MAX_CHUNK_CHARS]))
+            self._pending_chars += len(text)
+            self._recorded = cursor if cursor is not None else self._recorded
+
+    def _write_out(self) -> None:
         if not self._pending:
             return
         chunks = _merged(self._pending)
@@ -99,7 +127,7 @@ class LogWriter:
             self.is_whole = self._append(data)
         before, self._written = self._written, self._written + len(data)
         self._claim.append_log(
-            chunks, cursor=self.cursor, bytes_before=before, bytes_after=self._written, cap_chars=self._cap_chars
+            chunks, cursor=self._recorded, bytes_before=before, bytes_after=self._written, cap_chars=self._cap_chars
         )
         self._pending, self._pending_chars = [], 0
         self._flushed_at = time.monotonic()
@@ -130,8 +158,8 @@ class LogWriter:
     def rewrite(self, chunks: Iterable[tuple[str, str]]) -> None:
         """Make the file anew from a source that has all of it. Raises OSError when there is no room."""
         with self.path.open("wb") as file:
-            for stream, text in chunks:
-                file.write(encode_chunk(stream, text))
+            for piece in _masked(chunks, self._claim.redaction.redactor):
+                file.write(encode_chunk(piece.stream, piece.text))
         self.is_whole = True
 
     def discard(self) -> None:
@@ -167,6 +195,13 @@ def _last_chunks(path: Path) -> list[tuple[str, str]]:
         return [(chunk["s"], chunk["t"]) for chunk in map(json.loads, file)]
 
 
+def _masked(chunks: Iterable[tuple[str, str]], redactor: Redactor) -> Iterator[Piece[None]]:
+    masked: StreamRedactor[None] = StreamRedactor(redactor)
+    for stream, text in chunks:
+        yield from masked.feed(Piece(stream, text, None))
+    yield from masked.flush()
+
+
 def _merged(chunks: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Join neighbours of one stream, up to the longest a chunk may be."""
     merged: list[tuple[str, str]] = []
@@ -179,13 +214,20 @@ def _merged(chunks: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 class LogPump:
-    """Follows an attempt's log in a thread of its own, from the recorded cursor to the end."""
+    """Follows an attempt's log in a thread of its own, from the recorded cursor to the end.
 
-    def __init__(self, runner: Runner, handle: str, writer: LogWriter, claim: Claim) -> None:
+    Args:
+        prepare: called first, in that thread: makes the claim know what is to be masked.
+    """
+
+    def __init__(
+        self, runner: Runner, handle: str, writer: LogWriter, claim: Claim, prepare: Callable[[], None]
+    ) -> None:
         self._runner = runner
         self._handle = handle
         self._writer = writer
         self._claim = claim
+        self._prepare = prepare
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._pump, name=f"log-{claim.id}", daemon=True)
 
@@ -209,6 +251,7 @@ class LogPump:
     def _pump(self) -> None:
         while not self._claim.is_detached and not self._ended.is_set():
             try:
+                self._prepare()
                 for chunk in self._runner.logs(self._handle, self._writer.cursor):
                     if self._claim.is_detached or self._ended.is_set():
                         return

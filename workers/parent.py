@@ -21,6 +21,7 @@ import click
 from launch.broker_health import broker_warnings
 from launch.embedded import broker_url
 from launch.errors import ConfigError, LaunchError, TemporaryError
+from launch.log_lines import set_up_logging
 from launch.settings import settings
 from launch.store import RunStore
 from workers.agent import Agent
@@ -57,6 +58,7 @@ def command(drain: bool, config: Path | None, **options: Any) -> None:
     click.echo(
         f"agent {agent_config.name} serves {', '.join(agent_config.queues)}, up to {agent_config.max_jobs} at once"
     )
+    set_up_logging(settings().log_format, agent=agent_config.name)
     sys.exit(Parent(_environment(agent_config, url, drain)).run())
 
 
@@ -68,10 +70,11 @@ def _check(config: AgentConfig, url: str) -> None:
     if not config.tracking_url:
         # Both are often started at the same moment.
         _wait_for_server(store, _SERVER_PATIENCE_S)
-    problems = Agent(config, settings(), store).check()
+    agent = Agent(config, settings(), store)
+    problems = agent.check()
     if problems:
         lines = [f"  {problem.what}\n    to mend it: {problem.fix}" for problem in problems]
-        raise TemporaryError("\n".join(["this agent cannot serve its queues yet:", *lines]))
+        raise TemporaryError(agent.redaction.mask("\n".join(["this agent cannot serve its queues yet:", *lines])))
 
 
 def _wait_for_server(store: RunStore, patience_s: float) -> None:
@@ -99,7 +102,6 @@ class Parent:
 
     def run(self) -> int:
         """Return the exit code once told to end, or when the worker cannot be kept alive."""
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
         signal.signal(signal.SIGTERM, self._end)
         signal.signal(signal.SIGINT, self._end)
         quick_deaths = 0

@@ -74,7 +74,9 @@ def reconcile(store: RunStore, intake: Intake, queue: str, agent: str) -> bool:
         if mine:
             messages, waiting = store.messages(queue)
             if messages < waiting:
-                log.info("queue %s: %d message(s) were missing", queue, store.ring_missing(queue))
+                added = store.ring_missing(queue)
+                store.meter.count("mended", queue, "added", by=added)
+                log.info("queue %s: %d message(s) were missing", queue, added)
             elif messages > waiting:
                 _sort_out(store, intake, queue)
         return mine
@@ -104,3 +106,4 @@ def _remove_surplus(store: RunStore, queue: str, ours: dict[str, list[tuple[str,
     idle = [entry for run_id, entries in ours.items() for entry in entries[1 if run_id in waiting_ids else 0 :]]
     for name, raw in idle[: max(0, surplus)]:
         store.take_message(name, raw)
+        store.meter.count("mended", queue, "removed")

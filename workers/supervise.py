@@ -14,11 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 from launch.archive import archive_old_runs
-from launch.errors import NotFoundError, TemporaryError
+from launch.errors import NewerVersionError, NotFoundError, TemporaryError
 from launch.fleet_store import Wakes
 from launch.models import RunRecord
 from launch.plugins import Runner
+from launch.scripted import P
 from workers.agent import Agent
+from workers.caches import tidy_code, tidy_venvs
 from workers.logs import run_of_log
 from workers.reconcile import reconcile
 
@@ -37,6 +39,7 @@ class Supervisor:
         self._next_reconcile = 0.0
         self._next_sweep = time.monotonic() + agent.settings.sweep_s
         self._unknown: set[str] = set()
+        self._newer: set[str] = set()
         self._threads = [
             threading.Thread(target=self._keep_up, args=(work,), name=name, daemon=True)
             for name, work in (("heart", self._beat), ("duties", self._see_to_duties))
@@ -93,6 +96,7 @@ class Supervisor:
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + agent.settings.sweep_s
             _attempt(self.sweep)
+            _attempt(self._tidy_caches)
             _attempt(self._archive)
 
     def _pass_on_stops(self) -> None:
@@ -171,6 +175,11 @@ class Supervisor:
             self._agent.adopt(run_id)
         except NotFoundError:
             log.info("run %s: is no more", run_id)
+        except NewerVersionError as exc:
+            # Each round meets it again.
+            if run_id not in self._newer:
+                self._newer.add(run_id)
+                log.warning("not adopted: %s", exc)
 
     def sweep(self) -> None:
         """Remove what ended runs of this installation have left at the targets and in the launch home."""
@@ -180,6 +189,22 @@ class Supervisor:
             for record in self._agent.store.records([run_of_log(path)]):
                 if self._is_over(record) and record.log_archive is not None:
                     path.unlink(missing_ok=True)
+
+    def _tidy_caches(self) -> None:
+        settings = self._agent.settings
+        unused_s = settings.cache_days * 86_400
+        code = tidy_code(settings.home / "cache" / "code", max_bytes=settings.cache_gb * 1e9, unused_s=unused_s)
+        venvs = tidy_venvs(settings.home / "venvs", unused_s=unused_s, in_use=self._images_in_use)
+        if code or venvs:
+            log.info("removed what was unused for long: %d snapshots, %d environments", len(code), len(venvs))
+
+    def _images_in_use(self) -> set[str]:
+        store = self._agent.store
+        active = [run_id for queue in store.queues() for run_id in store.ids(queue.name, "active")]
+        with store.redis.pipeline(transaction=False) as pipe:
+            for run_id in active:
+                pipe.hget(f"{P}run:{run_id}", "image")
+            return set(pipe.execute()) - {None}
 
     def _sweep_target(self, runner: Runner) -> None:
         for name, handle in runner.find().items():
@@ -191,12 +216,17 @@ class Supervisor:
 
     def _is_leftover(self, run_id: str, attempt: str, runner: Runner, handle: str) -> bool:
         agent = self._agent
-        records = agent.store.records([run_id])
+        try:
+            record = agent.store.record(run_id)
+        except NotFoundError:
+            record = None
+        except NewerVersionError:
+            return False
         if run_id in agent.claims or not agent.lease.is_valid:
             return False
-        if records:
-            is_old = attempt.isdigit() and int(attempt) < records[0].attempt
-            return is_old or self._is_over(records[0])
+        if record is not None:
+            is_old = attempt.isdigit() and int(attempt) < record.attempt
+            return is_old or self._is_over(record)
         # Nothing is known of its run: it may have ended long ago, or Redis may have lost what it knew. A job that runs
         # is never ended on such a suspicion.
         return runner.status([handle])[handle].is_final

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from launch.errors import ConfigError, TemporaryError
 from launch.plugins import Builder, Problem, Runner, TargetContext, builder_class, runner_class
+from launch.secrets import references
 from workers.config import AgentConfig
+from workers.secret_sources import Secrets
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,24 +37,37 @@ class Target:
             ]
 
 
-def make_targets(resources: Iterable[str], installation: str, home: Path, config: AgentConfig) -> dict[str, Target]:
+def make_targets(
+    resources: Iterable[str], installation: str, home: Path, config: AgentConfig, secrets: Secrets
+) -> dict[str, Target]:
     """Return ``{resource: Target}``.
 
     Raises:
         ConfigError: there is no such target, its plugin does not load, or its settings are wrong.
+        TemporaryError: a source of the secrets in them is away.
     """
+
+    def plugin(kind: Callable[[TargetContext], T], settings: dict[str, Any]) -> T:
+        filled, used = secrets.render(settings)
+        try:
+            return kind(TargetContext(installation, home, filled, frozenset(used)))
+        except ConfigError:
+            if not used:
+                raise
+            # Its message may quote a secret. What is wrong with the settings themselves is said without.
+            kind(TargetContext(installation, home, settings))
+            names = ", ".join(sorted(references(settings)))
+            raise ConfigError(
+                f"agent config: a value among these secrets does not fit where it stands: {names}"
+            ) from None
 
     def make(resource: str) -> Target:
         runner_type = runner_class(resource)
         builder_type = builder_class(runner_type.builder)
-
-        def context(settings: dict[str, Any]) -> TargetContext:
-            return TargetContext(installation, home, settings)
-
         at_target = config.targets.get(runner_type.name, {})
         # What reaches the target reaches it for the builder too: both must mean the same engine.
         for_builder = {**at_target, **config.builders.get(builder_type.name, {})}
-        return Target(runner_type(context(at_target)), builder_type(context(for_builder)))
+        return Target(plugin(runner_type, at_target), plugin(builder_type, for_builder))
 
     return {resource: make(resource) for resource in resources}
 

@@ -14,10 +14,10 @@ from launch.chaos.faults import wrappers
 from launch.chaos.world import World
 
 _ALLOWED_KEYS = re.compile(
-    r"launch:(installation|seq|queues|server|agents|agent:[^:]+|queue:[^:]+|queue:[^:]+:finished|run:[^:]+(:.*)?)"
+    r"launch:(installation|seq|queues|server|stats|agents|agent:[^:]+|queue:[^:]+|queue:[^:]+:finished|run:[^:]+(:.*)?)"
     r"|_kombu\.binding.*|unacked_mutex"
 )
-"""Settings and records, and what Celery keeps for itself; what messages, claims and duties leave must be gone."""
+"""Settings, records, counts, and what Celery keeps for itself; what messages, claims and duties leave must be gone."""
 _GOES_BY_ITSELF_S = 120
 """A key that Redis itself deletes this soon is on its way, not left."""
 

@@ -15,7 +15,7 @@ from launch.errors import LaunchError
 COMMANDS = {
     "up": ("installation", "up"),
     "down": ("installation", "down"),
-    "status": ("installation", "status"),
+    "status": ("status", "status"),
     "run": ("enqueue", "run"),
     "enqueue": ("enqueue", "enqueue"),
     "runs": ("runs", "runs"),
@@ -31,6 +31,7 @@ COMMANDS = {
     "retry": ("operations", "retry"),
     "queue": ("queues", "queue"),
     "job": ("jobs", "job"),
+    "artifacts": ("artifacts", "artifacts"),
     "agents": ("agents", "agents"),
     "server": ("agents", "server"),
     "doctor": ("doctor", "doctor"),

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def doctor(as_json: bool) -> None:
     """Say what is wrong here, and how to mend it.
 
-    Looks over broker, server, queues, agents, targets, disk and versions, and changes nothing. The exit code is 0 if
-    nothing is wrong, and 1 if something is.
+    Looks over broker, server, queues, agents, targets, artifact store, disk and versions, and changes nothing but a few
+    bytes in the store. The exit code is 0 if nothing is wrong, and 1 if something is.
     """
     from launch.cli.output import print_json
     from launch.doctor import examine

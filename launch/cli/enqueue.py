@@ -11,11 +11,15 @@ import click
 from launch.cli.options import (
     DURATION,
     PRIORITIES,
+    SET_FILE,
+    SET_VAR,
     TRACKINGS,
     as_json_option,
     client,
     read_config,
+    read_file_values,
     read_mapping,
+    read_variables,
     warn_of_broker,
 )
 from launch.errors import ConfigError
@@ -43,6 +47,14 @@ def _launch_options(function: Function) -> Function:
             metavar="JSON",
             help="Override of the queue's resource config: a JSON object, or a JSON or YAML file.",
         ),
+        SET_FILE,
+        SET_VAR,
+        click.option(
+            "-D",
+            "--dockerfile",
+            metavar="PATH",
+            help="The Dockerfile that makes the image, in the job's code, instead of the job's own.",
+        ),
         click.option("--priority", type=click.Choice(PRIORITIES), help="In a queue created with --priorities."),
         click.option("--name", help="What people call the run."),
         click.option("-p", "--project", help="The run's project."),
@@ -67,6 +79,8 @@ def _launch_options(function: Function) -> Function:
 def _request(options: dict[str, Any]) -> dict[str, Any]:
     request = dict(options)
     request["config"] = read_config(options["config"])
+    request["files"] = read_file_values(options["files"])
+    request["template_variables"] = read_variables(options["template_variables"])
     request["resource_args"] = read_mapping(options["resource_args"], option="--resource-args")
     return {key: value for key, value in request.items() if value is not None}
 

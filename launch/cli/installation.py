@@ -1,19 +1,20 @@
-"""``launch up``, ``down`` and ``status``: all that is needed on this machine."""
+"""``launch up`` and ``down``: all that is needed on this machine."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from launch.cli.options import as_json_option, client, warn_of_broker
+from launch.cli.options import client, warn_of_broker
 from launch.errors import ConflictError, TemporaryError
 
 if TYPE_CHECKING:
     from launch.local import Local
+    from launch.records import AgentRecord
 
 
 _ANSWERS = ("stop", "detach", "cancel")
@@ -53,9 +54,20 @@ def _stay(local: Local) -> None:
             gone = next((process for process in (local.agent, local.server) if process.pid() is None), None)
     except KeyboardInterrupt:
         click.echo()
-    local.down(click.echo)
+    _leave(local)
     if gone is not None:
         raise TemporaryError(f"the {gone.name} ended; its log is {gone.log}")
+
+
+def _leave(local: Local) -> None:
+    """End everything, except what other agents need."""
+    try:
+        others = local.other_agents()
+    except TemporaryError:
+        others = []
+    local.down(click.echo, only_agent=bool(others))
+    if others:
+        click.echo(f"left the server and the broker running for {_named(others)}; afterwards: `launch down`")
 
 
 def _masked(url: str) -> str:
@@ -69,19 +81,48 @@ def _masked(url: str) -> str:
 @click.option(
     "--detach", "what", flag_value="detach", help="Leave the live runs' jobs running; the next agent follows."
 )
-def down(what: str | None) -> None:
+@click.option("--force", is_flag=True, help="End the broker though other agents use it, or though it does not answer.")
+def down(what: str | None, force: bool) -> None:
     """End the agent, the server and the embedded broker.
 
-    Nothing that is recorded is lost; `launch up` goes on where this left off.
+    Nothing that is recorded is lost; `launch up` goes on where this left off. While agents that were started otherwise
+    use the broker it is refused, unless by --force: these then wait for the broker to come back.
     """
     local = _local()
-    live = local.live_runs()
+    others, live = _users(local, force)
     if live and (what or _ask(live)) == "stop":
         _stop_all(live)
     ended: list[str] = []
     local.down(ended.append)
     for sentence in ended or ["nothing was running"]:
         click.echo(sentence)
+    if others:
+        click.echo(f"`launch up` brings the broker back, for which now wait, while their jobs go on: {_named(others)}")
+
+
+def _users(local: Local, force: bool) -> tuple[list[AgentRecord], list[str]]:
+    """Return the other agents and the live runs that need the broker; refuse to go on where that is not forced."""
+    try:
+        others, live = local.other_agents(), local.live_runs()
+    except TemporaryError as exc:
+        if force:
+            return [], []
+        raise TemporaryError(f"{exc}\nwho uses it is not known; `launch down --force` ends it all the same") from exc
+    if others and not force:
+        raise ConflictError(
+            f"the broker and the server are used by {_named(others)}; end them first (Ctrl-C where they run, or "
+            f"`launch agents drain {others[0].label}`), or let them wait for the broker to come back: "
+            "`launch down --force`"
+        )
+    return others, live
+
+
+def _named(agents: list[AgentRecord]) -> str:
+    return ", ".join(f"agent {agent.label} (process {agent.pid}, {_runs(agent)})" for agent in agents)
+
+
+def _runs(agent: AgentRecord) -> str:
+    return f"with run {', '.join(agent.runs)}" if agent.runs else "without a run"
 
 
 def _ask(live: list[str]) -> str:
@@ -108,51 +149,3 @@ def _stop_all(live: list[str]) -> None:
         except TimeoutError as exc:
             raise TemporaryError(f"{exc}; `launch down --detach` ends the agent without it") from exc
         click.echo(f"run {run.id} is {run.state}")
-
-
-@click.command()
-@as_json_option
-def status(as_json: bool) -> None:
-    """Show what is up, and the work in each queue."""
-    from launch.cli.output import print_facts, print_json
-
-    found = _status()
-    if as_json:
-        print_json(found)
-        return
-    print_facts(
-        {
-            "home": found["home"],
-            "broker": found["broker"],
-            "server": ", ".join(found["server"]) or "none: `launch up` starts one",
-            "agents": "\n".join(_agent_line(agent) for agent in found["agents"]) or "none: `launch agent -q QUEUE`",
-            "queues": "\n".join(
-                f"{name}: {counts['waiting']} waiting, {counts['active']} active"
-                + (", paused" if counts["paused"] else "")
-                for name, counts in found["queues"].items()
-            )
-            or "none: `launch queue create NAME --resource process`",
-        }
-    )
-
-
-def _status() -> dict[str, Any]:
-    from dataclasses import asdict
-
-    made = client()
-    store = made.store
-    queues = made.queues()
-    counts = store.counts([queue.name for queue in queues])
-    return {
-        "home": str(made.settings.home),
-        "broker": _masked(made.broker_url),
-        "server": store.server_urls(),
-        "agents": [asdict(agent) for agent in made.agents() if agent.is_alive],
-        "queues": {queue.name: {**asdict(counts[queue.name]), "paused": queue.paused} for queue in queues},
-    }
-
-
-def _agent_line(agent: dict[str, Any]) -> str:
-    slots = f"{len(agent['runs'])}/{agent['max_jobs']} slots"
-    line = f"{agent['name']} ({agent['state']}): {slots}, {', '.join(agent['queues'])}"
-    return "\n".join([line, *(f"  {problem}" for problem in agent["problems"])])

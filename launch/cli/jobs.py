@@ -1,4 +1,4 @@
-"""``launch job create code | create image | list | show``."""
+"""``launch job create code | create image | list | delete``, with those of their own modules below them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.cli.options import TRACKINGS, as_json_option, client, read_mapping
+from launch.cli.git_jobs import git
+from launch.cli.job_versions import alias, diff, show
+from launch.cli.options import SCHEMA, TRACKINGS, as_json_option, client, read_mapping
 
 if TYPE_CHECKING:
     from launch.models import JobVersion
@@ -36,19 +38,35 @@ def create() -> None:
 @click.option("-n", "--name", required=True, help="The job's name.")
 @click.option("-E", "--entrypoint", help="What to run in PATH, such as 'python train.py'; default: python main.py.")
 @click.option("-a", "--alias", multiple=True, help=_ALIAS_HELP)
-@click.option("-r", "--python", "python_version", metavar="3.N", help="The Python version; default: the builder's.")
+@click.option("-b", "--build-context", metavar="DIR", help="The folder in PATH that is the job's root.")
+@click.option("-D", "--dockerfile", metavar="FILE", help="The Dockerfile that makes the image, relative to that root.")
+@click.option(
+    "-r",
+    "--runtime",
+    "--python",
+    "python_version",
+    metavar="3.N",
+    help="The Python version; default: what runtime.txt or .python-version says, else the builder's.",
+)
+@click.option("-B", "--base-image", metavar="IMAGE", help="What a generated image starts from.")
+@click.option(
+    "--apt", multiple=True, metavar="PACKAGE", help="A Debian package that a generated image has; repeatable."
+)
 @click.option(
     "--requirements",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Read instead of PATH's requirements.txt.",
+    help="Read instead of PATH's requirements.txt, pyproject.toml or uv.lock.",
 )
 @click.option("--tracking", type=click.Choice(TRACKINGS), default="required", show_default=True, help=_TRACKING_HELP)
 @click.option("--retry", metavar="JSON", help=_RETRY_HELP)
+@SCHEMA
 @as_json_option
-def code(name: str, alias: tuple[str, ...], retry: str | None, as_json: bool, **options: Any) -> None:
+def code(
+    name: str, alias: tuple[str, ...], retry: str | None, schema: str | None, as_json: bool, **options: Any
+) -> None:
     """Take a snapshot of the directory PATH."""
-    policy = read_mapping(retry, option="--retry")
-    _print_version(client().create_job(name, aliases=alias, retry=policy, **options), as_json)
+    options |= {"retry": read_mapping(retry, option="--retry"), "schema": read_mapping(schema, option="--schema")}
+    print_version(client().create_job(name, aliases=alias, **options), as_json)
 
 
 @create.command()
@@ -58,14 +76,18 @@ def code(name: str, alias: tuple[str, ...], retry: str | None, as_json: bool, **
 @click.option("-a", "--alias", multiple=True, help=_ALIAS_HELP)
 @click.option("--tracking", type=click.Choice(TRACKINGS), default="required", show_default=True, help=_TRACKING_HELP)
 @click.option("--retry", metavar="JSON", help=_RETRY_HELP)
+@SCHEMA
 @as_json_option
-def image(name: str, alias: tuple[str, ...], retry: str | None, as_json: bool, **options: Any) -> None:
+def image(
+    name: str, alias: tuple[str, ...], retry: str | None, schema: str | None, as_json: bool, **options: Any
+) -> None:
     """Name the container image IMAGE, which holds everything."""
-    policy = read_mapping(retry, option="--retry")
-    _print_version(client().create_job(name, aliases=alias, retry=policy, **options), as_json)
+    options |= {"retry": read_mapping(retry, option="--retry"), "schema": read_mapping(schema, option="--schema")}
+    print_version(client().create_job(name, aliases=alias, **options), as_json)
 
 
-def _print_version(version: JobVersion, as_json: bool) -> None:
+def print_version(version: JobVersion, as_json: bool) -> None:
+    """Print a version that was made, or found."""
     from launch.cli.output import print_json
 
     if as_json:
@@ -73,6 +95,11 @@ def _print_version(version: JobVersion, as_json: bool) -> None:
         return
     click.echo(f"job {click.style(version.ref, bold=True)} is ready")
     click.echo(f"To launch it: `launch enqueue {version.name} -q QUEUE`")
+
+
+create.add_command(git)
+for command in (show, diff, alias):
+    job.add_command(command)
 
 
 @job.command("list")
@@ -106,32 +133,11 @@ def list_jobs(as_json: bool) -> None:
 
 @job.command()
 @click.argument("job")
-@as_json_option
-def show(job: str, as_json: bool) -> None:
-    """Show a job: digits, digits:v3, digits:best."""
-    from launch.cli.output import print_facts, print_json, retry_lines
-    from launch.durations import ago
+@click.option("--force", is_flag=True, help="Even if runs of it have not ended, or another alias means the version.")
+def delete(job: str, force: bool) -> None:
+    """Delete a job, digits, or one version of it: digits:v3, digits:best.
 
-    made = client()
-    version = made.registry.get(job)
-    versions = [other.version for other in made.registry.versions(version.name)]
-    aliases = made.registry.aliases(version.name)
-    if as_json:
-        data = {"ref": version.ref, **version.model_dump(mode="json"), "versions": versions, "aliases": aliases}
-        print_json(data)
-        return
-    source = version.job.source
-    print_facts(
-        {
-            "job": version.ref,
-            "source": getattr(source, "image", None) or f"{source.kind}, {getattr(source, 'files', 0)} files",
-            "entrypoint": shlex.join(version.job.entrypoint) or "the image's own",
-            "python": version.job.python_version,
-            "requirements": "yes" if version.job.requirements else None,
-            "tracking": version.job.tracking,
-            "retry": "\n".join(retry_lines(version.job.retry)) or "never" if version.job.retry else "as the queue says",
-            "made": ago(made.store.now() - version.created_at),
-            "versions": ", ".join(f"v{number}" for number in versions),
-            "aliases": ", ".join(f"{alias} = v{number}" for alias, number in aliases.items()),
-        }
-    )
+    What was enqueued runs all the same. `launch artifacts gc` frees the room its code takes.
+    """
+    for ref in client().delete_job(job, force=force):
+        click.echo(f"{ref} is deleted")

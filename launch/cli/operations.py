@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.cli.options import DURATION, PRIORITIES, as_json_option, client, read_config, read_mapping
+from launch.cli.options import (
+    DURATION,
+    PRIORITIES,
+    SET_FILE,
+    SET_VAR,
+    as_json_option,
+    client,
+    read_config,
+    read_file_values,
+    read_mapping,
+    read_variables,
+)
 from launch.errors import ConfigError, ConflictError
 
 if TYPE_CHECKING:
@@ -160,6 +171,8 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
     changes = {
         **options,
         "config": read_config(options["config"]) or None,
+        "files": read_file_values(options["files"]) or None,
+        "template_variables": read_variables(options["template_variables"]) or None,
         "resource_args": read_mapping(options["resource_args"], option="--resource-args"),
     }
     return {key: value for key, value in changes.items() if value is not None}
@@ -169,6 +182,8 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
 @click.argument("run")
 @_PRIORITY
 @_CONFIG
+@SET_FILE
+@SET_VAR
 @_RESOURCE_ARGS
 @_NAME
 @_RUN_LIMIT
@@ -201,6 +216,8 @@ def edit(run: str, as_json: bool, **options: Any) -> None:
 @click.option("-q", "--queue", help="Another queue.")
 @_PRIORITY
 @_CONFIG
+@SET_FILE
+@SET_VAR
 @_RESOURCE_ARGS
 @_NAME
 @_RUN_LIMIT

@@ -102,6 +102,67 @@ def read_mapping(text: str | None, *, option: str) -> dict[str, Any] | None:
     return _json_object(text, option) if text.lstrip().startswith("{") else _file(text, option)
 
 
+def read_variables(values: Sequence[str], *, option: str = "--set-var") -> dict[str, str]:
+    """Return what repeated ``--set-var`` options give, ``{name: text}``; what type it is, the queue knows.
+
+    Raises:
+        ConfigError: one is not ``name=value``, or a name is given twice.
+    """
+    given: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"{option}: should be NAME=VALUE, such as cpu=2, not {text!r}")
+        if name.strip() in given:
+            raise ConfigError(f"{option}: {name.strip()!r} is given twice")
+        given[name.strip()] = value
+    return given
+
+
+def read_file_values(values: Sequence[str], *, option: str = "--set-file") -> dict[str, dict[str, Any]]:
+    """Return what repeated ``--set-file`` options give, ``{path: values}``; later ones win.
+
+    Args:
+        values: each the path of a config file, a colon, and then what :func:`read_config` takes.
+        option: its name, for messages.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    for text in values:
+        path, colon, rest = text.partition(":")
+        if not colon or not path or not rest:
+            raise ConfigError(f"{option}: should be FILE:KEY=VALUE, such as config.yaml:model.layers=50, not {text!r}")
+        _merge_in(files.setdefault(path, {}), read_config([rest], option=option))
+    return files
+
+
+SET_VAR = click.option(
+    "-v",
+    "--set-var",
+    "template_variables",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Value of a template variable of the queue; `launch queue show` lists them.",
+)
+SET_FILE = click.option(
+    "--set-file",
+    "files",
+    multiple=True,
+    metavar="FILE:KEY=VALUE",
+    help="Override in a config file that the script manages: config.yaml:model.layers=50, or FILE:JSON.",
+)
+
+
+SCHEMA = click.option(
+    "--schema",
+    metavar="JSON",
+    help="What may be set at launch: a JSON Schema of wandb.config, or of it and of config files as "
+    '{"@wandb.config": SCHEMA, "files": {PATH: SCHEMA}}; JSON, or a JSON or YAML file.',
+)
+
+
 def _merge_in(config: dict[str, Any], more: dict[str, Any]) -> None:
     for key, value in more.items():
         below = config.get(key)
@@ -157,7 +218,7 @@ def _file(text: str, option: str) -> dict[str, Any]:
 
 def _no_file(text: str, option: str, exc: Exception) -> NoReturn:
     why = getattr(exc, "strerror", None) or "not text"
-    hint = "key=value, a JSON object or a file" if option == "-c" else "a JSON object or a file"
+    hint = "key=value, a JSON object or a file" if option in ("-c", "--set-file") else "a JSON object or a file"
     raise ConfigError(f"{option}: should be {hint}, and {text!r} is no readable file ({why.lower()})") from exc
 
 

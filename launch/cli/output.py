@@ -41,22 +41,37 @@ def _finite(value: Any) -> Any:
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print aligned columns; a cell may hold colours."""
+    for line in table_lines(headers, rows):
+        click.echo(line)
+
+
+def table_lines(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Return aligned columns, the headers first; a cell may hold colours."""
     texts = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(click.unstyle(cell)) for cell in column) for column in zip(headers, *texts, strict=True)]
+    lines = []
     for row in ([click.style(header, dim=True) for header in headers], *texts):
         cells = [cell + " " * (width - len(click.unstyle(cell))) for cell, width in zip(row, widths, strict=True)]
-        click.echo("  ".join(cells).rstrip())
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
     """Print ``name  value`` lines, those without a value left out."""
+    for line in fact_lines(facts):
+        click.echo(line)
+
+
+def fact_lines(facts: Mapping[str, object]) -> list[str]:
+    """Return ``name  value`` lines, those without a value left out."""
     shown = {name: str(value) for name, value in facts.items() if value not in (None, "", {}, [], ())}
     width = max((len(name) for name in shown), default=0)
+    lines = []
     for name, text in shown.items():
         first, *rest = text.splitlines() or [""]
-        click.echo(f"{click.style(name.ljust(width), dim=True)}  {first}")
-        for line in rest:
-            click.echo(" " * (width + 2) + line)
+        lines.append(f"{click.style(name.ljust(width), dim=True)}  {first}")
+        lines += [" " * (width + 2) + line for line in rest]
+    return lines
 
 
 def one_line(text: str, most: int = 60) -> str:
@@ -128,6 +143,7 @@ def run_as_json(record: RunRecord, position: int | None = None) -> dict[str, Any
         "source": spec.job.source.kind,
         "command": list(spec.command),
         "image": record.image,
+        "image_digest": record.image_digest,
         "name": spec.name,
         "project": spec.project,
         "entity": spec.entity,
@@ -149,6 +165,8 @@ def run_as_json(record: RunRecord, position: int | None = None) -> dict[str, Any
         "tracked": record.tracked,
         "config": record.config if record.tracked else spec.config,
         "overrides": spec.config,
+        "files": spec.files,
+        "template_variables": spec.template_variables,
         "summary": record.summary,
         "resource_config": spec.resource_config,
         "times": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +25,19 @@ def _settings_options(function: Function) -> Function:
     options = [
         click.option(
             "-c", "--config", metavar="JSON", help="Default resource config: a JSON object, or a JSON or YAML file."
+        ),
+        click.option(
+            "--var",
+            "template_variables",
+            multiple=True,
+            metavar="NAME: {...}",
+            help="What {{NAME}} in the config stands for, as YAML: 'cpu: {type: integer, minimum: 1, maximum: 4, "
+            "default: 2}'; or a JSON or YAML file of such, or none. Repeatable; together they replace those there are.",
+        ),
+        click.option(
+            "--resolve-images",
+            type=click.Choice(["enqueue", "claim"]),
+            help="When an image job's tag becomes a digest: at the enqueue, or (the default) at the claim.",
         ),
         click.option(
             "--overrides",
@@ -58,15 +71,47 @@ def _settings_options(function: Function) -> Function:
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """Return what options set; what was not given is not among it."""
-    given = {key: value for key, value in options.items() if value is not None}
+    given = {key: value for key, value in options.items() if value not in (None, ())}
     for key in ("config", "retry"):
         if key in given:
             given[key] = read_mapping(given[key], option=f"--{key}")
+    if "template_variables" in given:
+        given["template_variables"] = _variables(given["template_variables"])
     if "overrides" in given and given["overrides"] not in _RULES:
         given["overrides"] = [key.strip() for key in given["overrides"].split(",")]
     if "max_concurrent" in given:
         given["max_concurrent"] = _number_or_none(given["max_concurrent"])
     return {key: None if value == NONE else value for key, value in given.items()}
+
+
+def _variables(values: Sequence[str]) -> dict[str, Any]:
+    """Return the definitions in repeated ``--var`` options, as they are given."""
+    if list(values) == ["none"]:
+        return {}
+    variables: dict[str, Any] = {}
+    for text in values:
+        found = (read_mapping(text, option="--var") or {}) if _is_file(text) else _yaml_mapping(text)
+        for name, definition in found.items():
+            if name in variables:
+                raise ConfigError(f"--var: {name!r} is defined twice")
+            variables[name] = definition
+    return variables
+
+
+def _is_file(text: str) -> bool:
+    return ":" not in text and Path(text).suffix in (".json", ".yaml", ".yml")
+
+
+def _yaml_mapping(text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"--var: is no valid YAML: {' '.join(str(exc).split())}") from exc
+    if not isinstance(found, dict) or not all(isinstance(item, dict) for item in found.values()):
+        raise ConfigError(f"--var: should be like 'cpu: {{type: integer, minimum: 1, maximum: 4}}', not {text!r}")
+    return found
 
 
 def _number_or_none(text: str) -> int | None:
@@ -132,6 +177,7 @@ def apply(path: Path, dry_run: bool) -> None:
     Queues that the file does not name stay as they are.
     """
     from launch.queue_file import change_of, read_queues
+    from launch.queue_spec import queue_notes
 
     made = client()
     wanted = read_queues(read_mapping(str(path), option="--file"), where=path.name)
@@ -143,6 +189,8 @@ def apply(path: Path, dry_run: bool) -> None:
         elif not dry_run and change.differences:
             made.store.update_queue(change.spec)
         _print_change(change, done=not dry_run)
+        for sentence in queue_notes(change.spec):
+            made.note(sentence)
 
 
 def _print_change(change: Change, *, done: bool) -> None:

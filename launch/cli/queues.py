@@ -55,7 +55,7 @@ def list_queues(as_json: bool) -> None:
 def show(name: str, as_json: bool) -> None:
     """Show the settings of the queue NAME, and what waits and works in it."""
     from launch.cli.output import flat, metric, print_facts, print_json, retry_lines
-    from launch.queue_file import shown_limits
+    from launch.queue_file import shown_limits, variable_lines
 
     made = client()
     spec = made.store.queue(name)
@@ -70,7 +70,9 @@ def show(name: str, as_json: bool) -> None:
             "state": _state(row),
             "resource": row["resource"],
             "config": "\n".join(f"{key} = {metric(value)}" for key, value in flat(row["config"]).items()) or "empty",
+            "variables": "\n".join(variable_lines(spec)),
             "overrides": overrides if isinstance(overrides, str) else ", ".join(overrides),
+            "images": "resolved at enqueue" if row["resolve_images"] == "enqueue" else None,
             "priorities": "critical, high, medium, low" if row["priorities"] else "none: first in, first out",
             "at once": row["max_concurrent"] or "no limit",
             "retry": "\n".join(retry_lines(spec.retry)) or "never",
@@ -95,7 +97,7 @@ def _described(made: Client, *only: QueueSpec) -> list[dict[str, Any]]:
             "held": counts[queue.name].held,
             "delayed": counts[queue.name].delayed,
             "active": counts[queue.name].active,
-            "agents": [agent.name for agent in agents if queue.name in agent.queues],
+            "agents": [agent.label for agent in agents if queue.name in agent.queues],
         }
         for queue in queues
     ]

@@ -11,7 +11,7 @@ from launch.cli.options import as_json_option, client
 
 if TYPE_CHECKING:
     from launch.client import Client
-    from launch.models import AttemptRecord, RunRecord
+    from launch.models import AttemptRecord, LaunchSpec, RunRecord
 
 STATES = ("queued", "building", "starting", "running", "finished", "failed", "stopped", "crashed")
 
@@ -119,15 +119,25 @@ def _print_run(record: RunRecord, position: int | None, now: float) -> None:
             "rerun of": spec.rerun_of,
             "agent": record.agent,
             "image": record.image,
+            "digest": record.image_digest,
             "enqueued": f"{ago(now - record.created_at)}{f' by {spec.author}' if spec.author else ''}",
             "took": duration(run_seconds(record, now)),
             "ended": ago(now - ended) if ended else None,
             "overrides": "\n".join(f"{key} = {metric(value)}" for key, value in overrides.items()),
+            "files": "\n".join(f"{key} = {metric(value)}" for key, value in _file_values(spec).items()),
+            "variables": "\n".join(f"{key} = {metric(value)}" for key, value in spec.template_variables.items()),
             "metrics": "\n".join(f"{key} = {metric(value)}" for key, value in metrics.items()),
             "log": f"launch logs {record.id}",
             "log ends": "\n".join(cause.log_tail) if cause and record.state in ("failed", "crashed") else None,
         }
     )
+
+
+def _file_values(spec: LaunchSpec) -> dict[str, Any]:
+    """Return ``{"config.yaml: model.layers": 50}``: what the launch overrides in config files."""
+    from launch.cli.output import flat
+
+    return {f"{path}: {key}": value for path, values in spec.files.items() for key, value in flat(values).items()}
 
 
 def _attempt_line(run_id: str, attempt: AttemptRecord) -> str:

@@ -24,7 +24,8 @@ if r[3] and r[3] ~= agent then
   end
 end
 redis.call('HINCRBY', key, 'epoch', 1)
-redis.call('HSET', key, 'agent', agent, 'locality', locality, 'nonce', nonce)
+count('adopted|' .. redis.call('HGET', key, 'queue'))
+redis.call('HSET', key, 'agent', agent, 'locality', locality, 'nonce', nonce, 'worker', node_of(agent))
 redis.call('HDEL', key, 'released_at')
 emit(id, r[1], 'adopted by ' .. agent .. (r[3] and r[3] ~= agent and ' from ' .. r[3] or ''), at)
 return 'OK'

@@ -24,6 +24,8 @@ if note ~= '' then
   redis.call('HSET', key, 'note', note)
 end
 if note ~= '' or (state ~= '' and state ~= current) then
-  emit(id, state ~= '' and state or current, note, at)
+  local is_new = state ~= '' and state ~= current
+  local events = not is_new and {} or state == 'running' and {'started', 'running'} or nil
+  emit(id, is_new and state or current, note, at, events)
 end
 return 'OK'

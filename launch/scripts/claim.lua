@@ -1,11 +1,11 @@
 -- Gives the head of a queue to an agent.
 -- The same claim said again, its answer having been lost, is answered the same.
 -- ARGV: queue, agent, locality, nonce, the newest schema the agent understands
--- Returns {RUN, id} | {EMPTY} | {BLOCKED, paused|limit|newer}
+-- Returns {RUN, id}, with HEARD at the end if anybody listens to its events | {EMPTY} | {BLOCKED, paused|limit|newer}
 local queue, agent, locality, nonce, schema = unpack(ARGV)
 local answered = redis.call('GET', P .. 'claim:' .. nonce)
 if answered then
-  return {'RUN', answered}
+  return {'RUN', answered, is_heard() and 'HEARD' or nil}
 end
 local settings = redis.call('HMGET', queue_key(queue), 'paused', 'max_concurrent')
 if settings[1] == '1' then
@@ -29,13 +29,15 @@ while true do
   if redis.call('HGET', key, 'state') == 'queued' then
     local at = now()
     redis.call('HINCRBY', key, 'epoch', 1)
-    redis.call('HINCRBY', key, 'attempt', 1)
+    if redis.call('HINCRBY', key, 'attempt', 1) == 1 then
+      observe('wait|' .. queue, at - tonumber(redis.call('HGET', key, 'created_at')))
+    end
     redis.call('HSET', key, 'state', 'building', 'agent', agent, 'locality', locality, 'nonce', nonce,
-      'claimed_at', stamp(at))
+      'claimed_at', stamp(at), 'worker', node_of(agent))
     redis.call('HDEL', key, 'log_cursor', 'log_bytes', 'tracked', 'note', 'timed_out_s')
     redis.call('ZADD', active, at, id)
     redis.call('SET', P .. 'claim:' .. nonce, id, 'EX', 60)
-    emit(id, 'building', 'claimed by ' .. agent, at)
-    return {'RUN', id}
+    local heard = emit(id, 'building', 'claimed by ' .. agent, at, {'received', 'building'})
+    return {'RUN', id, heard > 0 and 'HEARD' or nil}
   end
 end

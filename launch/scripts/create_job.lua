@@ -1,5 +1,6 @@
 -- Keys: job:<name>  hash  v<n> (JSON of a JobVersion), next (the number of versions), latest (a number),
---                         alias:<alias> (a number), content:<sha256 of what the job is> (a number)
+--                         alias:<alias> (a number), content:<sha256 of what the job is> (a number),
+--                         types:v<n> (JSON of a JobTypes, from the version's first finished run)
 --       jobs        set   the names of all jobs
 -- ARGV: name, job (JSON), sha256 of what it is, then aliases
 -- Returns {version (JSON), 1 if it is new}. Repeated, it finds what the first made.

@@ -14,4 +14,9 @@ if inside > 0 then
 end
 redis.call('DEL', queue_key(queue))
 redis.call('SREM', P .. 'queues', queue)
+for _, counter in ipairs(redis.call('HKEYS', P .. 'stats')) do
+  if string.match(counter, '^%w+|([^|]+)') == queue then
+    redis.call('HDEL', P .. 'stats', counter)
+  end
+end
 return 'OK'

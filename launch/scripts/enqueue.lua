@@ -1,6 +1,7 @@
 -- Records runs, gives each its place and rings once a run. Each is all or nothing; one that is refused stops none.
 -- ARGV: count, then seven a run: id, spec (JSON), message, priority class, queue, queue config version, schema version
--- Returns one answer a run: OK | SAME | CONFLICT | NOQUEUE | STALE (the queue's config is a newer one)
+-- Returns one answer a run: OK | SAME | CONFLICT | NOQUEUE | STALE (the queue's config is a newer one); and at the end
+-- HEARD if anybody listens to events, which are the caller's to send then, else UNHEARD
 local answers = {}
 local at = stamp(now())
 for i = 0, tonumber(ARGV[1]) - 1 do
@@ -24,7 +25,9 @@ for i = 0, tonumber(ARGV[1]) - 1 do
       'created_at', at, 'schema', schema)
     redis.call('ZADD', queue_key(queue, 'waiting'), score, id)
     redis.call('LPUSH', 'launch.' .. queue, bell)
+    count('enqueued|' .. queue)
   end
   answers[#answers + 1] = answer
 end
+answers[#answers + 1] = is_heard() and 'HEARD' or 'UNHEARD'
 return answers

@@ -2,19 +2,24 @@
 --   run:<id>            hash    the record: see launch.models.RunRecord, one field each, nested ones as JSON
 --   run:<id>:log        stream  what the job writes: s (stream), t (text); made only after the claim
 --   run:<id>:events     stream  its life: state, attempt, note, at; made only after the claim
---   queue:<q>           hash    spec (JSON), config:<version> (JSON), paused, max_concurrent
+--   queue:<q>           hash    spec (JSON), paused, max_concurrent; config:, template_variables: and
+--                               overrides:<version> (JSON)
 --   queue:<q>:waiting   zset    score = priority class * 2^50 + place; places are 2^16 apart
 --   queue:<q>:held      zset    taken out of the order by a user; keeps its score
 --   queue:<q>:delayed   zset    by the time their pause before a retry ends
 --   queue:<q>:active    zset    claimed runs by time of claim
 --   queue:<q>:finished  zset    ended runs by time of end
---   archive             hash    ended runs that have left Redis: id -> digest of their document
+--   stats               hash    counters that only grow: see launch.metrics
+--   archive             hash    ended runs that have left Redis: id -> digest of their document, those of its blobs
+--   deleted             zset    versions of jobs (JSON) by the time they were deleted: their blobs outlive them a while
 --   agents              zset    agent incarnations by time of last heartbeat
 --   agent:<id>          hash    what it said of itself
 --   token:<sha256>      hash    a tracking key's run and attempt
 --   claim:<nonce>       string  the run a claim was answered with, for a minute
 --   turn:<duty>         string  the agent whose turn it is, for a few seconds
+--   notified:<hook>     string  how far a hook has been told of ended runs (JSON)
 --   seq                 string  counts runs
+--   artifact-key        string  what the server asks of whoever reads or writes blobs; jobs never see it
 -- Only Redis' clock counts, so that no machine's own can make a run look dead. Numbers go out through %.0f and %.6f:
 -- Lua's own conversion keeps 14 digits, fewer than a score has.
 
@@ -51,14 +56,39 @@ local function set_fields(key, args, first)
   end
 end
 
+-- Adds to a counter: its name and labels with "|" between them.
+local function count(counter, by)
+  redis.call('HINCRBY', P .. 'stats', counter, by or 1)
+end
+
+-- Adds a span of time to a histogram: one counter for each of launch.metrics.SPAN_BOUNDS, and the sum.
+local BOUNDS = {'0.1', '0.5', '1', '5', '15', '60', '300', '1800', '3600', '21600', '86400', '604800', '+Inf'}
+local function observe(histogram, seconds)
+  for _, bound in ipairs(BOUNDS) do
+    if bound == '+Inf' or seconds <= tonumber(bound) then
+      count(histogram .. '|' .. bound)
+      break
+    end
+  end
+  redis.call('HINCRBYFLOAT', P .. 'stats', histogram .. '|sum', stamp(math.max(0, seconds)))
+end
+
 local function wake(message)
   redis.call('PUBLISH', P .. 'wake', message)
 end
 
-local function emit(id, state, note, at)
+-- Notes what happened to a run, and tells whoever listens: as the state's own event, or as others, or (none) not at all.
+-- Returns how many listen.
+-- As Celery counts, a custom state (the event's name) outranks STARTED and REVOKED, but neither SUCCESS nor FAILURE; of
+-- two custom ones the later counts.
+local EVENT_OF = {queued = 'retried', building = 'building', starting = 'starting', running = 'running',
+  finished = 'succeeded', failed = 'failed', stopped = 'stopped', crashed = 'crashed'}
+local tell -- in run_events.lua
+local function emit(id, state, note, at, events)
   local attempt = redis.call('HGET', run_key(id), 'attempt') or '0'
   redis.call('XADD', run_key(id) .. ':events', 'MAXLEN', '~', 500, '*',
     'state', state, 'attempt', attempt, 'note', note, 'at', stamp(at))
+  return tell(id, events or {EVENT_OF[state]}, note, at)
 end
 
 -- Returns nil when the claim named by epoch and nonce is still the run's, else why a write is refused.
@@ -116,6 +146,11 @@ end
 local function end_run(id, queue, state, cause, at)
   local key = run_key(id)
   redis.call('HSET', key, 'state', state, 'cause', cause, 'ended_at', stamp(at))
+  count('ended|' .. queue .. '|' .. state .. '|' .. cjson.decode(cause).kind)
+  local started_at = redis.call('HGET', key, 'started_at')
+  if started_at then
+    observe('duration|' .. queue, at - tonumber(started_at))
+  end
   redis.call('HDEL', key, 'note', 'held_by', 'due_at')
   redis.call('ZREM', queue_key(queue, 'active'), id)
   redis.call('ZADD', queue_key(queue, 'finished'), at, id)

@@ -7,5 +7,5 @@ if redis.call('ZREM', queue_key(queue, 'delayed'), id) == 0 then
 end
 redis.call('HDEL', run_key(id), 'due_at')
 wait_in_line(id, queue, bell)
-emit(id, 'queued', 'its pause is over', now())
+emit(id, 'queued', 'its pause is over', now(), {'sent'})
 return 'OK'

@@ -11,6 +11,6 @@ local agent = redis.call('HGET', key, 'agent')
 local at = now()
 redis.call('HDEL', key, 'agent', 'nonce')
 redis.call('HSET', key, 'released_at', stamp(at))
-emit(id, redis.call('HGET', key, 'state'), 'released by ' .. agent, at)
+emit(id, redis.call('HGET', key, 'state'), 'released by ' .. agent, at, {})
 wake('orphan ' .. id .. ' ' .. agent)
 return 'OK'

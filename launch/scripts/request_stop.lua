@@ -28,7 +28,7 @@ if not before or tonumber(grace) < before.grace_s then
   redis.call('HSET', key, 'stop', cjson.encode({by = before and before.by or by, at = before and before.at or at, grace_s = tonumber(grace)}))
 end
 if not before then
-  emit(id, state, 'stop requested by ' .. by, at)
+  emit(id, state, 'stop requested by ' .. by, at, {})
 end
 wake('stop ' .. id)
 return 'ASKED'

@@ -10,6 +10,7 @@ end
 local key = run_key(id)
 local queue = redis.call('HGET', key, 'queue')
 redis.call('HSET', key, 'attempts', attempts)
+count('retried|' .. queue)
 if not ends_by_stop(id, queue) then
   local at = now()
   redis.call('HSET', key, 'state', 'queued', 'note', note, 'memory_factor', memory_factor)

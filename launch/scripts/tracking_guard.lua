@@ -6,6 +6,7 @@
 --                               history_bytes, file_bytes   what it holds, against the caps
 --                               resumed      the attempt whose script asked to go on where an earlier one was
 --                               reported_exit               exit code that the SDK reported
+--                               declared     what the script declares of its job's inputs (JSON)
 --   run:<id>:history    stream  one entry a row: r (JSON)
 --   run:<id>:system     stream  likewise, capped: CPU, memory, GPU
 -- Every one of them may be repeated: the SDK posts again what it has no answer to.

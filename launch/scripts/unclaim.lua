@@ -10,6 +10,7 @@ end
 local key = run_key(id)
 local queue = redis.call('HGET', key, 'queue')
 redis.call('HINCRBY', key, 'attempt', -1)
+count('unclaimed|' .. queue)
 if not ends_by_stop(id, queue) then
   redis.call('HSET', key, 'state', 'queued', 'note', note)
   disown(id, queue)

@@ -75,6 +75,28 @@ def resume_status(query: Query, run_id: str, state: Mapping[str, Any], *, is_kno
     return {"model": {**model, "bucket": bucket} if is_known else model}
 
 
+def artifact_input_fields() -> dict[str, Any]:
+    """Answer ``InputFields`` of ``CreateArtifactInput``: SDKs around 0.21 log no artifact without it."""
+    names = (
+        "entityName", "projectName", "runName", "description", "digest", "digestAlgorithm", "artifactTypeName",
+        "artifactCollectionName", "artifactCollectionNames", "aliases", "metadata", "clientID", "sequenceClientID",
+        "historyStep", "enableDigestDeduplication", "distributedID",
+    )  # fmt: skip
+    return {"TypeInfo": {"inputFields": [{"name": name} for name in names]}}
+
+
+def known_artifact(collection: str, digest: str) -> dict[str, Any]:
+    """Answer ``CreateArtifact`` for one that need not be uploaded."""
+    artifact = {
+        "id": storage_id(f"{collection}/{digest}", "Artifact"),
+        "digest": digest,
+        "state": "COMMITTED",
+        "aliases": [],
+        "artifactSequence": {"id": storage_id(collection, "Sequence"), "latestArtifact": None},
+    }
+    return {"createArtifact": {"artifact": artifact}}
+
+
 def file_uploads(
     names: Sequence[str], *, run_id: str, headers: Sequence[str], url: Callable[[str], str]
 ) -> dict[str, Any]:

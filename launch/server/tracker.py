@@ -7,13 +7,16 @@ shows in the job's log.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
 
+from launch.errors import ConfigError
+from launch.inputs import REPORT
+from launch.job_types import with_declaration, with_job_metadata
 from launch.server import answers, wandb_api
 from launch.server.artifacts import Artifacts
 from launch.server.files import Limits
@@ -83,11 +86,15 @@ class Tracker:
         """Answer one GraphQL request; ``base`` is the server's URL as the caller writes it."""
         query = wandb_api.read_query(body)
         # Older SDKs ask about the schema first: an empty answer stands for an old server.
+        if query.operation == "InputFields" and query.text_of("typeName") == "CreateArtifactInput":
+            return {"data": answers.artifact_input_fields()}
         if query.operation.startswith("Probe") or query.operation == "InputFields":
             return {"data": {}}
         answer = _OPERATIONS.get(query.operation)
         if answer is not None:
             return {"data": answer(self, caller, query, base)}
+        if query.operation == "CreateArtifact" and query.text_of("artifactCollectionName") == REPORT:
+            return {"data": self._job_artifact(caller, query)}
         data = self._artifacts(caller, base).answer(query)
         if data is not None:
             return {"data": data}
@@ -126,6 +133,29 @@ class Tracker:
     def _alert(self, caller: Caller, query: Query, _base: str) -> dict[str, Any]:
         log.warning("run %s alerts: %s: %s", caller.run_id, query.text_of("title"), query.text_of("text"))
         return {"notifyScriptableRunAlert": {"success": True}}
+
+    def _job_inputs(self, caller: Caller, query: Query, _base: str) -> dict[str, Any]:
+        said = query.variables.get("declaration")
+        self._declare(caller, lambda known: with_declaration(known, said))
+        return {"launchJobInputs": {"ok": True}}
+
+    def _job_artifact(self, caller: Caller, query: Query) -> dict[str, Any]:
+        """Read what the SDK says of the job in an artifact's metadata; the artifact itself is told to be here."""
+        self._declare(caller, lambda known: with_job_metadata(known, query.text_of("metadata")))
+        return answers.known_artifact(REPORT, query.text_of("digest"))
+
+    def _declare(self, caller: Caller, add: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+        """Keep a declaration of the job's inputs; one that makes no sense costs nobody anything."""
+        run = (caller.run_id, caller.attempt)
+        try:
+            is_current = self.store.declare(*run, add)
+        except ConfigError as exc:
+            log.warning("run %s, attempt %d: not kept: %s", *run, exc)
+            return
+        if is_current is None:
+            log.warning("run %s, attempt %d: not kept: what its script declares of the job's inputs is too long", *run)
+        elif not is_current:
+            raise _over(caller)
 
     def _stopped(self, caller: Caller, query: Query, _base: str) -> dict[str, Any]:
         _own(caller, query.text_of("runId", "runName"))
@@ -194,6 +224,7 @@ _OPERATIONS: dict[str, Callable[[Tracker, Caller, Query, str], dict[str, Any]]] 
     "ServerFeaturesQuery": lambda *_: {"serverInfo": {"features": []}},
     "ServerInfo": lambda *_: {"serverInfo": {"cliVersionInfo": None, "latestLocalVersionInfo": None}},
     "NotifyScriptableRunAlert": Tracker._alert,
+    "LaunchJobInputs": Tracker._job_inputs,
     "OrganizationCoreWeaveOrganizationID": lambda *_: {"entity": None},
     "ArtifactType": lambda *_: {"project": {"artifact": None}},
 }

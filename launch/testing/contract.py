@@ -152,6 +152,12 @@ class RunnerContract:
         assert "in-sight" in shown
         assert "s3cr3t-value" in plan.secrets
 
+    def test_plan_knows_the_secrets_in_its_options(self, bench: Bench) -> None:
+        """Values that the agent has put into the options are masked wherever they stand."""
+        plan = bench.plan("sh", "-c", "exit 0", env={"A": "x-0pti0n-x"}, secrets=frozenset({"0pti0n", ""}))
+        assert "0pti0n" in plan.secrets
+        assert "0pti0n" not in json.dumps(plan.view())
+
     # --- ends ---------------------------------------------------------------------------------------------------------
 
     def test_a_job_that_ends_well(self, bench: Bench) -> None:

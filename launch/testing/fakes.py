@@ -184,7 +184,7 @@ class FakeRunner(Runner):
             "run_id": attempt.run_id,
             "labels": dict(attempt.labels),
         }
-        secrets = frozenset(value for value in attempt.secret_env.values() if value)
+        secrets = frozenset(value for value in (*attempt.secret_env.values(), *attempt.secrets) if value)
         return Plan(attempt.name, request, secrets, attempt.code)
 
     def submit(self, plan: Plan) -> str:

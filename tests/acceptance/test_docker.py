@@ -274,3 +274,88 @@ def test_an_agent_whose_jobs_could_not_reach_the_tracking_server_says_where_it_s
     gateway = engine.inspect_network("bridge")["IPAM"]["Config"][0]["Gateway"]
     assert done.returncode == 3
     assert f"launch server --host {gateway}" in done.stderr
+
+
+def test_the_doctor_asks_the_tracking_server_from_a_container(
+    here: Installation, base_image: str, engine: docker.APIClient
+) -> None:
+    here.agent()
+
+    said = here.launch("doctor", "--json")
+
+    (target,) = [check for check in json.loads(said)["checks"] if check["subject"] == "docker"]
+    gateway = engine.inspect_network("bridge")["IPAM"]["Config"][0]["Gateway"]
+    assert target["findings"] == []
+    assert f"tracking server reached at http://{gateway}:" in target["said"]
+    assert "from a container on network bridge" in target["said"]
+
+
+def test_the_doctor_finds_a_server_that_containers_cannot_reach(
+    tmp_path: Path, redis_url: str, docker_host: str, base_image: str, engine: docker.APIClient
+) -> None:
+    """One that listens on loopback only, and one that says it listens at the bridge and does not."""
+    installation = Installation(tmp_path, redis_url, docker_host)
+    server = installation.start("server")
+    (url,) = wait_until(installation.client.store.server_urls, what="the tracking server")
+    installation.launch("queue", "create", "gpu-box", "--resource", "docker")
+    gateway = engine.inspect_network("bridge")["IPAM"]["Config"][0]["Gateway"]
+
+    said = installation.launch("doctor", code=1)
+
+    assert f"look for the tracking server at {gateway}, but it listens at {url} only" in said
+    assert f"to mend it: launch down --detach; launch server --host {gateway} & launch up" in said
+
+    server.kill()
+    server.wait(timeout=20)
+    bridge_url = url.replace("127.0.0.1", gateway)
+    installation.client.store.redis.set("launch:server", json.dumps([url, bridge_url]), ex=600)  # as if it were up
+    said = installation.launch("doctor", code=1)
+    installation.end()
+
+    what = f"from a container on network bridge, {bridge_url}: connection refused"
+    assert f"Jobs of docker (queue gpu-box) cannot reach the tracking server: {what}" in said
+    assert f"to mend it: launch server --host {gateway}" in said
+
+
+def test_a_jobs_own_dockerfile_makes_its_image_and_the_run_says_why(
+    here: Installation, base_image: str, engine: docker.APIClient, tmp_path: Path
+) -> None:
+    code = tmp_path / "own"
+    code.mkdir()
+    (code / "main.py").write_text("import os; print('in', os.getcwd(), 'as', os.getuid())\n")
+    (code / "gpu.Dockerfile").write_text(f"FROM {base_image}\nUSER 4321\nWORKDIR /srv/own\nCOPY main.py .\n")
+    (code / ".dockerignore").write_text("*.md\n")
+    here.launch("job", "create", "code", str(code), "--name", "own")
+    here.agent()
+    words = ("enqueue", "own", "-q", "gpu-box", "--tracking", "optional", "--dockerfile", "gpu.Dockerfile", "--follow")
+
+    first = here.launch(*words)
+    assert "in /srv/own as 4321" in first
+    (code / "notes.md").write_text("not part of it")
+    here.launch("job", "create", "code", str(code), "--name", "own")
+    second = here.launch(*words)
+
+    notes = [event.note for run in here.client.runs() for event in here.client.store.read_events(run.id)]
+    assert [note.split(" launch-env:")[0] for note in notes if "image of gpu.Dockerfile" in note] == [
+        "reused image of gpu.Dockerfile",
+        "built image of gpu.Dockerfile",
+    ]
+    assert "same Dockerfile, files and base" in second
+    assert "eval" not in first
+
+
+def test_an_image_job_runs_by_its_digest_and_the_run_keeps_it(
+    here: Installation, base_image: str, engine: docker.APIClient, registry: str
+) -> None:
+    image = f"{registry}/shown:1"
+    engine.tag(base_image, *image.rsplit(":", 1))
+    engine.push(*image.rsplit(":", 1))
+    here.agent()
+    here.launch("enqueue", "--image", image, "-q", "gpu-box", "--tracking", "optional", "--follow", "--", "true")
+
+    run = here.client.runs(limit=1)[0]
+    shown = json.loads(here.launch("show", run.id, "--json"))
+    assert f"{registry}/shown@{shown['image_digest']}" in engine.inspect_image(image)["RepoDigests"]
+    assert shown["image"] == f"{registry}/shown@{shown['image_digest']}"
+    assert shown["image_digest"] in here.launch("show", run.id)
+    engine.remove_image(image, force=True)

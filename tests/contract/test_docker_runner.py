@@ -199,6 +199,29 @@ class TestDockerRunner(RunnerContract):
         with pytest.raises(PermanentError, match="no-such-image:1"):
             bench.runner.submit(plan)
 
+    def test_an_adopted_attempt_needs_its_image_no_more(self, bench: Bench, api: Any) -> None:
+        """Somebody removed the image behind our back: the container is followed to its end all the same."""
+        image = f"launch-test-removed-{bench.runner.context.installation}:1"
+        api.tag(bench.image, *image.split(":"))
+        plan = bench.runner.plan(bench.attempt("sh", "-c", "echo one; sleep 1; echo two"), image, bench.options)
+        handle = bench.runner.submit(plan)
+        api.remove_image(image, force=True)
+        heir = bench.another()
+        assert heir.submit(plan) == handle, "asked again, it is found, and not made anew"
+        assert read_streams(heir.logs(handle))["stdout"] == "one\ntwo\n"
+        assert heir.wait(handle, 30).exit_code == 0
+
+    def test_an_adopted_attempt_whose_container_is_gone_is_gone(self, bench: Bench, api: Any) -> None:
+        """It was removed behind our back while nobody followed it: no error, and no log, but the truth."""
+        handle = bench.start("sleep 600")
+        api.remove_container(handle, force=True)
+        heir = bench.another()
+        assert heir.status([handle])[handle].phase is Phase.GONE
+        assert heir.wait(handle, 30).phase is Phase.GONE
+        assert [chunk for chunk in heir.logs(handle) if chunk.text] == []
+        heir.stop(handle, 1)
+        heir.remove(handle)
+
     def test_a_job_reaches_this_machine(self, bench: Bench) -> None:
         """``tracking_host`` is where a server of this machine answers a container; none without a network."""
         assert bench.runner.tracking_host(options_of(network="none")) is None

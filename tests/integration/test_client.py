@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from click.testing import CliRunner, Result
@@ -417,11 +419,15 @@ def test_logs_and_stop_on_the_command_line(launch_cli: Callable[..., Result], cl
 # --- a whole installation --------------------------------------------------------------------------------------------
 
 
+def installation_environ(tmp_path: Path) -> dict[str, str]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("LAUNCH_")}
+    return {**environ, "LAUNCH_HOME": str(tmp_path / "home")}
+
+
 @pytest.fixture
 def launch_program(tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     """``launch WORDS…`` as a program, with a home of its own that is empty of processes in the end."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("LAUNCH_")}
-    environ["LAUNCH_HOME"] = str(tmp_path / "home")
+    environ = installation_environ(tmp_path)
 
     def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "launch", *words]
@@ -430,7 +436,26 @@ def launch_program(tmp_path: Path) -> Iterator[Callable[..., subprocess.Complete
         )
 
     yield run
-    run("down", "--detach")
+    run("down", "--detach", "--force")
+
+
+@pytest.fixture
+def launch_in_background(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """``launch WORDS…`` that goes on, in the same home; ended with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        with (tmp_path / f"background-{len(started)}.log").open("w") as log:
+            command = [sys.executable, "-m", "launch", *words]
+            env = {**installation_environ(tmp_path), "PYTHONUNBUFFERED": "1"}
+            started.append(subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(20)
 
 
 def test_one_command_starts_all_it_needs_and_another_ends_it(
@@ -468,6 +493,94 @@ def test_one_command_starts_all_it_needs_and_another_ends_it(
         f"run {run_id} is stopped", "ended the agent", "ended the server", "ended the broker; its data stays",
     ]  # fmt: skip
     assert not [pid for pid in pids if is_alive(pid)]
+
+
+@pytest.fixture
+def a_run_of_another_agent(
+    launch_program: Callable[..., subprocess.CompletedProcess[str]],
+    launch_in_background: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+) -> tuple[str, subprocess.Popen[str]]:
+    """``launch up``, and beside it a user's own agent on the embedded broker with a run that ends when told to.
+
+    Returns:
+        The run's id, and the agent's process.
+    """
+    launch_program("up")
+    launch_program("queue", "create", "own", "--resource", "process")
+    agent = launch_in_background("agent", "-q", "own", "--name", "mine")
+    script = f"echo started >> {tmp_path}/ledger; until test -e {tmp_path}/end; do sleep 0.1; done"
+    asked = launch_program("enqueue", "-q", "own", "--tracking", "optional", "--json", "--", "sh", "-c", script)
+    run_id = str(json.loads(asked.stdout)["id"])
+    wait_until((tmp_path / "ledger").exists, "the job runs")
+    wait_until(lambda: run_id in launch_program("agents").stdout, "the agent says what it carries")
+    return run_id, agent
+
+
+def test_down_does_not_take_the_broker_from_an_agent_that_it_did_not_start(
+    launch_program: Callable[..., subprocess.CompletedProcess[str]],
+    a_run_of_another_agent: tuple[str, subprocess.Popen[str]],
+    tmp_path: Path,
+) -> None:
+    """Forced, it does: the agent waits, the job goes on, and with the next ``launch up`` its end is on record."""
+    run_id, agent = a_run_of_another_agent
+
+    refused = launch_program("down", "--detach")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert re.search(rf"used by agent mine \(process \d+, with run {run_id}\);", refused.stderr)
+    assert "`launch agents drain mine`" in refused.stderr
+    assert "`launch down --force`" in refused.stderr
+    assert json.loads(launch_program("status", "--json").stdout)["server"], "nothing was ended"
+
+    forced = launch_program("down", "--detach", "--force")
+    assert forced.returncode == 0, forced.stderr
+    assert "ended the broker; its data stays" in forced.stdout
+    assert f"with run {run_id}" in forced.stdout
+    assert agent.poll() is None
+
+    (tmp_path / "end").touch()
+    launch_program("up")
+    wait_until(lambda: "finished" in launch_program("show", run_id).stdout, "the run's end is recorded", 60)
+    shown = json.loads(launch_program("show", run_id, "--json").stdout)
+    assert (shown["attempt"], (tmp_path / "ledger").read_text()) == (1, "started\n")
+    assert agent.poll() is None
+
+    agent.terminate()
+    agent.wait(20)
+    assert launch_program("down").stdout.splitlines()[-1] == "ended the broker; its data stays"
+
+
+def test_up_in_the_foreground_leaves_the_broker_to_an_agent_that_needs_it(
+    launch_program: Callable[..., subprocess.CompletedProcess[str]],
+    launch_in_background: Callable[..., subprocess.Popen[str]],
+    a_run_of_another_agent: tuple[str, subprocess.Popen[str]],
+    tmp_path: Path,
+) -> None:
+    run_id, agent = a_run_of_another_agent
+    foreground = launch_in_background("up", "--foreground")
+    log = tmp_path / "background-1.log"
+    wait_until(lambda: "Ctrl-C ends it all" in log.read_text(), "it is up")
+
+    foreground.send_signal(signal.SIGINT)
+    foreground.wait(30)
+
+    assert "ended the agent" in log.read_text()
+    assert "left the server and the broker running for agent mine" in log.read_text()
+    (tmp_path / "end").touch()
+    wait_until(lambda: "finished" in launch_program("show", run_id).stdout, "the run ends")
+    assert agent.poll() is None
+
+
+def test_a_broker_that_does_not_answer_is_ended_by_force(
+    launch_program: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    launch_program("up")
+    Path(urlsplit(json.loads(launch_program("status", "--json").stdout)["broker"]).path).unlink()
+    refused = launch_program("down")
+    assert refused.returncode == 3
+    assert "`launch down --force` ends it all the same" in refused.stderr
+    forced = launch_program("down", "--force")
+    assert (forced.returncode, forced.stdout.splitlines()[-1]) == (0, "ended the broker; its data stays")
 
 
 def test_what_does_not_come_up_shows_the_end_of_its_log(

@@ -294,6 +294,25 @@ def test_a_job_that_vanishes_from_its_target_has_crashed(bench: Bench) -> None:
     assert run.cause.kind is CauseKind.HOST_LOST
 
 
+def test_an_adopted_run_whose_job_is_gone_from_its_target_has_crashed(bench: Bench) -> None:
+    """Its container was removed while no agent followed it; the log up to then is kept."""
+    run_id = bench.enqueue()
+    bench.ring(first := bench.agent())
+    bench.runner.wait_until_submitted(run_id)
+    bench.runner.write(run_id, "one\n")
+    wait_until(lambda: bench.store.record(run_id).log_cursor == "1")
+    first.detach()
+    bench.runner.lose(run_id)
+    heir = bench.supervise(bench.agent())
+
+    run = bench.final(run_id)
+    assert run.cause is not None
+    assert (run.state, run.cause.kind, run.attempt) == (RunState.CRASHED, CauseKind.HOST_LOST, 1)
+    assert text_of(bench, heir, run_id) == "one\n"
+    assert bench.runner.submitted == [run_id]
+    wait_until(lambda: heir.slots.free == 1)
+
+
 def test_a_target_that_goes_away_under_a_running_job_is_waited_for(bench: Bench) -> None:
     run_id = bench.enqueue()
     bench.ring(bench.agent())
@@ -520,7 +539,7 @@ def test_a_seven_days_run_is_one_attempt_with_one_start(store: RunStore, tmp_pat
 
 def test_a_redis_that_has_lost_its_records_ends_no_running_job(bench: Bench, store: RunStore) -> None:
     run_id = bench.enqueue()
-    bench.ring(bench.agent())
+    bench.ring(agent := bench.agent())
     bench.runner.wait_until_submitted(run_id)
     installation = store.installation()
     store.redis.flushall()
@@ -533,6 +552,7 @@ def test_a_redis_that_has_lost_its_records_ends_no_running_job(bench: Bench, sto
     bench.runner.end(run_id)
     Supervisor(other).sweep()
     assert bench.target.attempts == {}
+    wait_until(lambda: agent.slots.free == 1, what="its agent lets go of what is no more")
 
 
 def test_an_agent_notices_that_its_claim_has_passed_to_another_while_the_job_runs(

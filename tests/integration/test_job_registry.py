@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from launch.artifacts import ArtifactStore
+from launch.code_jobs import code_job, create_code_job
 from launch.connection import LaunchRedis, connect
 from launch.embedded import broker_url, stop_broker
 from launch.errors import ConfigError, NotFoundError, TemporaryError
-from launch.jobs import JobRegistry, code_job, create_code_job
+from launch.jobs import JobRegistry
 from launch.models import CodeSource, CommandSource, ImageSource, Job, Tracking
 from launch.settings import Settings
 

@@ -434,9 +434,9 @@ def test_agents_are_asked_by_name_or_id(client: Client, launch_cli: Cli) -> None
     an_agent(client, "box-2")
     an_agent(client, "other-1")
     client.store.redis.zadd("launch:agents", {"other-1": client.store.now() - 60})
-    assert sorted(launch_cli("agents", "set", "box", "--max-jobs", "1").output.splitlines()) == [
-        "agent box (host:1) carries up to 1 from now on",
-        "agent box (host:1) carries up to 1 from now on; the 2 it has go on",
+    assert sorted(launch_cli("agents", "set", "box", "--max-jobs", "1", "--all").output.splitlines()) == [
+        "agent box-1 (host:1) carries up to 1 from now on; the 2 it has go on",
+        "agent box-2 (host:1) carries up to 1 from now on",
     ]
     assert [client.store.wishes(agent).max_jobs for agent in ("box-1", "box-2")] == [1, 1]
     assert launch_cli("agents", "drain", "box-2").output.count("ends now") == 1
@@ -657,7 +657,7 @@ def test_the_doctor_finds_what_is_wrong_and_ends_with_1(careless_redis: RunStore
     found = json.loads(at_careless("doctor", "--json").stdout)
     assert found["is_well"] is False
     assert [check["subject"] for check in found["checks"]] == [
-        "broker", "server", "queues", "agents", "process", "disk", "versions",
+        "broker", "server", "queues", "agents", "process", "watching", "store", "disk", "versions",
     ]  # fmt: skip
 
 

@@ -446,14 +446,6 @@ def test_a_queued_run_costs_at_most_4_kb_message_and_places_included(store: RunS
     assert (store.redis.info("memory")["used_memory"] - before) / 5000 <= 4096
 
 
-def test_a_run_that_a_newer_version_wrote_is_left_at_its_place(store: RunStore, queue: str) -> None:
-    newer = store.enqueue(a_launch().model_copy(update={"schema_version": SCHEMA_VERSION + 1}))
-
-    assert store.claim(queue, "a1") == Blocked("newer")
-    assert store.position(newer.id) == 1
-    assert store.record(newer.id).state is RunState.QUEUED
-
-
 def test_a_claim_said_again_because_its_answer_was_lost_is_the_same_claim(store: RunStore, queue: str) -> None:
     first, _ = store.enqueue_many([a_launch(), a_launch()])
     said = [store._run("claim", queue, "a1", "here", "the-nonce", SCHEMA_VERSION) for _ in range(2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -552,6 +553,57 @@ class Api:
             connection.putheader("Content-Length", str(size_bytes))
             connection.endheaders()
             return connection.getresponse().status
+
+
+# --- what a script declares of its job's inputs -----------------------------------------------------------------------
+
+
+def ask(api: Api, operation: str, **variables: Any) -> httpx.Response:
+    query = {"operationName": operation, "query": f"mutation {operation} {{ x }}", "variables": variables}
+    return httpx.post(f"{api.url}/graphql", auth=api.auth, json=query)
+
+
+def test_declarations_are_kept_and_nonsense_costs_nothing(server: Server, a_run: Callable[..., Run]) -> None:
+    """Our own functions tell of one input at a time; what is none, or too long, is left out with a line in the log."""
+    run = a_run()
+    api = Api(server, run.key)
+    one = {"include": [["lr"]], "exclude": [], "schema": None, "types": None}
+    file = {"include": None, "exclude": None, "schema": {"type": "object"}, "types": {"x": "number"}}
+
+    given = [
+        {"path": None, **one},
+        {"path": "a.yaml", **file},
+        3,
+        {"path": "/etc/a.yaml"},
+        {"schema": "x" * (300 << 10)},
+    ]
+    answers = [ask(api, "LaunchJobInputs", declaration=declaration) for declaration in given]
+
+    assert [answer.status_code for answer in answers] == [200] * 5
+    assert run.tracking.declared(run.id) == {"config": one, "files": {"a.yaml": file}}
+
+
+def test_the_job_artifact_of_the_sdk_is_read_and_not_asked_for(server: Server, a_run: Callable[..., Run]) -> None:
+    """What it says of the inputs is in its metadata; its files are nobody's business."""
+    run = a_run()
+    api = Api(server, run.key)
+    numbers = {"wb_type": "typedDict", "params": {"type_map": {"lr": {"wb_type": "number"}}}}
+    artifact = {"artifactCollectionName": "openlaunch-job-inputs", "artifactTypeName": "job", "digest": "d"}
+    for metadata in ("{", json.dumps({"input_types": {"@wandb.config": numbers}})):
+        answer = ask(api, "CreateArtifact", **artifact, metadata=metadata).json()
+        assert answer["data"]["createArtifact"]["artifact"]["state"] == "COMMITTED"
+    assert run.tracking.declared(run.id)["config"] == {"types": {"lr": "number"}, "schema": None}
+
+
+def test_older_sdks_are_told_what_an_artifact_may_have(server: Server, a_run: Callable[..., Run]) -> None:
+    """They ask for the fields first, and log no artifact without an answer; of other types they hear nothing."""
+    api = Api(server, a_run().key)
+    answer = ask(api, "InputFields", typeName="CreateArtifactInput").json()["data"]["TypeInfo"]["inputFields"]
+    assert {"artifactCollectionName", "clientID", "metadata"} <= {field["name"] for field in answer}
+    assert ask(api, "InputFields", typeName="Other").json() == {"data": {}}
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
 
 
 def test_unknown_key_is_refused(server: Server, a_run: Callable[..., Run]) -> None:

@@ -68,8 +68,9 @@ def test_a_file_and_its_bytes_are_one_blob(store: ArtifactStore, tmp_path: Path)
 
 def test_a_known_digest_spares_reading_the_file(store: ArtifactStore, tmp_path: Path) -> None:
     digest = store.put_bytes(b"content")
+    (tmp_path / "file").write_bytes(b"another")  # as long, so that only reading it would tell
 
-    assert store.put_file(tmp_path / "there is none", digest=digest) == digest
+    assert store.put_file(tmp_path / "file", digest=digest) == digest
 
 
 def test_an_absent_blob_is_named(store: ArtifactStore, tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_writer_that_fails_leaves_nothing(disk: ArtifactStore, monkeypatch: py
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("launch.artifacts._sync", full)
+    monkeypatch.setattr("launch.artifacts.folder.sync", full)
 
     with pytest.raises(TemporaryError, match="No space left"):
         disk.put_bytes(b"content")

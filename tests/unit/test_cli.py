@@ -21,7 +21,7 @@ from launch.cli import COMMANDS, cli
 from launch.cli.enqueue import _code, _what
 from launch.cli.follow import MOST_ROWS_AT_ONCE, print_metrics, print_news, print_summary
 from launch.cli.operations import CAUSES
-from launch.cli.options import read_config, read_mapping
+from launch.cli.options import read_config, read_file_values, read_mapping, read_variables
 from launch.cli.output import metric, one_line, print_json
 from launch.durations import duration
 from launch.errors import ConfigError
@@ -53,6 +53,36 @@ def all_commands(group: click.Group, above: tuple[str, ...] = ()) -> Iterator[tu
         yield " ".join((*above, name)), command
         if isinstance(command, click.Group):
             yield from all_commands(command, (*above, name))
+
+
+# --- values of variables and files -----------------------------------------------------------------------------------
+
+
+def test_variables_are_read_as_text() -> None:
+    """What type a value is, the queue knows."""
+    assert read_variables(["cpu=2", "image=a=b", " x =1"]) == {"cpu": "2", "image": "a=b", "x": "1"}
+
+
+@pytest.mark.parametrize("values", [["cpu"], ["=2"], ["cpu=1", "cpu=2"]])
+def test_a_wrong_variable_is_named(values: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^--set-var: .*(cpu|=2)"):
+        read_variables(values)
+
+
+def test_values_of_files_are_read_like_a_config(tmp_path: Path) -> None:
+    overrides = tmp_path / "o.json"
+    overrides.write_text('{"name": "x"}')
+    given = ["a.yaml:model.layers=50", "a.yaml:lr=0.1", 'b/c.json:{"x": {"y": 1}}', f"a.yaml:{overrides}"]
+    assert read_file_values(given) == {
+        "a.yaml": {"model": {"layers": 50}, "lr": 0.1, "name": "x"},
+        "b/c.json": {"x": {"y": 1}},
+    }
+
+
+@pytest.mark.parametrize("text", ["a.yaml", "a.yaml:", ":x=1", "a.yaml:x"])
+def test_a_wrong_value_of_a_file_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--set-file: "):
+        read_file_values([text])
 
 
 # --- help and start --------------------------------------------------------------------------------------------------

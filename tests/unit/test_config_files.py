@@ -18,7 +18,7 @@ from launch.plugins import TargetContext, builder_class, runner_class
 from launch.queue_file import read_queues
 from launch.queue_spec import QueueSettings
 from workers.config import AgentConfig, read_config
-from workers.docker_engine import EngineSettings
+from workers.docker_settings import EngineSettings
 from workers.runners.process import ProcessSettings
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +118,42 @@ def test_redis_is_published_nowhere_and_keeps_its_data() -> None:
     assert "redis:/data" in redis["volumes"]
     assert "./config/redis.conf:/etc/redis.conf:ro" in redis["volumes"]
     assert "healthcheck" in redis
+
+
+def test_every_service_that_stays_tells_its_health() -> None:
+    services = compose()["services"]
+    assert services["agent"]["healthcheck"]["test"][1:] == ["launch", "agents", "check"]
+    ours = {name for name, service in services.items() if not service.get("profiles")}
+    # The server's is in its image.
+    assert {name for name in ours if "healthcheck" in services[name]} == ours - {"server"}
+
+
+def test_agents_start_when_the_server_answers() -> None:
+    """They would end at once, since their jobs could not reach it."""
+    assert compose()["services"]["agent"]["depends_on"]["server"] == {"condition": "service_healthy"}
+
+
+def test_what_is_published_is_published_on_one_address() -> None:
+    """A port alone would be open on all addresses of the machine, past its firewall."""
+    ports = [port for service in compose()["services"].values() for port in service.get("ports", ())]
+    assert len(ports) == 4
+    for port in ports:
+        assert re.match(r"(\$\{[A-Z_]+:-)?(127\.0\.0\.1|172\.17\.0\.1)\}?:", port), port
+
+
+def test_the_monitoring_profile_mounts_what_there_is() -> None:
+    mounted = [
+        volume.partition(":")[0]
+        for name in ("prometheus", "grafana")
+        for volume in compose()["services"][name]["volumes"]
+        if volume.startswith("./")
+    ]
+    assert len(mounted) == 3
+    assert all((ROOT / path).exists() for path in mounted)
+    (source,) = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())[
+        "datasources"
+    ]
+    assert source["url"] == "http://prometheus:9090"
 
 
 def test_compose_offers_no_processes() -> None:

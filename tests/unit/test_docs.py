@@ -14,12 +14,13 @@ import pytest
 
 import launch
 from launch.cli import cli
-from launch.models import LEGAL_MOVES, CauseKind, CommandSource, ImageSource, Job, LaunchSpec, RunState
+from launch.models import LEGAL_MOVES, CauseKind, CommandSource, GitSource, ImageSource, Job, LaunchSpec, RunState
 from launch.settings import Settings
 from launch.tracking import tracking_env
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+FILES_OF_A_JOB = {"requirements.txt", "requirements.frozen.txt", "runtime.txt", "train.py"}
 SUFFIXES = (".py", ".lua", ".yaml", ".yml", ".toml", ".md", ".txt", ".conf")
 
 each_document = pytest.mark.parametrize("name", DOCUMENTS)
@@ -121,8 +122,13 @@ def documented_fields(path: Path, class_name: str) -> dict[str, str | None]:
     [
         ("launch/settings.py", "Settings"),
         ("workers/config.py", "AgentConfig"),
-        ("workers/docker_engine.py", "EngineSettings"),
+        ("launch/git/access.py", "GitAccess"),
+        ("launch/git/access.py", "GitCredential"),
+        ("workers/docker_settings.py", "EngineSettings"),
+        ("workers/docker_settings.py", "PipSettings"),
+        ("workers/docker_settings.py", "RegistryLogin"),
         ("workers/runners/_process_options.py", "ProcessSettings"),
+        *(("workers/secret_sources.py", f"{name}Settings") for name in ("Secret", "Env", "File", "Aws")),
     ],
 )
 def test_every_setting_has_its_docstring(module: str, class_name: str) -> None:
@@ -180,7 +186,7 @@ def test_every_file_in_backticks_exists(name: str) -> None:
         if not re.fullmatch(r"[\w./-]+", span) or "WANDB" in span:
             continue
         is_path = "/" in span and span.split("/")[0] in folders
-        is_file = "/" not in span and span.endswith(SUFFIXES) and span not in ("requirements.txt", "train.py")
+        is_file = "/" not in span and span.endswith(SUFFIXES) and span not in FILES_OF_A_JOB
         if (is_path and not (ROOT / span).exists()) or (is_file and not ((ROOT / span).exists() or span in files)):
             missing.append(span)
     assert missing == []
@@ -241,8 +247,9 @@ def test_the_variables_in_the_readme_are_given_to_jobs() -> None:
     rows = section(read("README.md"), "For users of W&B Launch")
     (row,) = [line for line in rows.splitlines() if line.startswith("| `WANDB_*` given")]
     given: set[str] = {"WANDB_API_KEY"}
-    sources = (ImageSource(image="busybox"), CommandSource())
-    for source, config in zip(sources, ({}, {"text": "x" * 40_000}), strict=True):
+    git = GitSource(remote="https://git.example/x", commit="0" * 40)
+    sources = (ImageSource(image="busybox"), CommandSource(), git)
+    for source, config in zip(sources, ({}, {"text": "x" * 40_000}, {}), strict=True):
         job = Job(source=source, entrypoint=("true",))
         spec = LaunchSpec(run_id="a", queue="q", resource="docker", job=job, name="n", author="ada", config=config)
         given |= set(tracking_env(spec, 1, base_url="http://127.0.0.1:1", wandb_dir=None))

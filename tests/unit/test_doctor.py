@@ -16,20 +16,14 @@ from services import free_port
 
 from launch import __version__
 from launch.broker_health import BrokerFacts, broker_findings, check_broker
-from launch.doctor import (
-    _unreachable,
-    check_agents,
-    check_disk,
-    check_packages,
-    check_queues,
-    check_server,
-    check_target,
-)
-from launch.findings import Check
+from launch.doctor import check_agents, check_disk, check_packages, check_queues, check_server
+from launch.errors import TemporaryError
+from launch.findings import Check, Finding
 from launch.models import QueueSpec
-from launch.plugins import TargetContext
+from launch.plugins import Problem, Reach, TargetContext
 from launch.records import AgentRecord, QueueCounts
 from launch.settings import Settings
+from launch.target_health import Served, check_reach, check_target, served_here
 from launch.testing import FakeRunner, FakeTarget
 
 GOOD_INFO = {
@@ -211,34 +205,119 @@ def test_what_keeps_agents_from_their_work_is_found() -> None:
     assert check_agents([], {}, now=0) == Check("agents", "none alive")
 
 
-# --- this machine ----------------------------------------------------------------------------------------------------
+# --- targets ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_process_target_works_here(tmp_path: Path) -> None:
-    assert check_target("process", TargetContext("a1b2c3d4", tmp_path), []).findings == ()
+def served(resource: str, *configs: dict[str, Any], tracking_url: str | None = None) -> Served:
+    """Return a target with one queue for each config: q0, q1, ..."""
+    queues = [QueueSpec(name=f"q{n}", resource=resource, config=config) for n, config in enumerate(configs or ({},))]
+    return Served(resource, tuple(queues), tracking_url)
 
 
-def test_a_target_that_does_not_answer_is_found_with_its_fix(tmp_path: Path) -> None:
+class Probed(FakeRunner):
+    """A target whose jobs see this machine at the address that ``box`` names, and hear what ``heard`` says."""
+
+    probe_options = frozenset({"env"})
+
+    def __init__(self, folder: Path, heard: Reach) -> None:
+        super().__init__(TargetContext("a1b2c3d4", folder), FakeTarget())
+        self.heard = heard
+        self.asked: list[str] = []
+
+    def probe(self, url: str, options: Any) -> Reach:
+        if "broken" in options.env:
+            raise TemporaryError("the engine does not answer")
+        self.asked.append(url)
+        return self.heard
+
+
+HERE = ["http://127.0.0.1:8080"]
+
+
+def test_the_process_target_works_here_and_its_jobs_reach_the_server(a_server: str, tmp_path: Path) -> None:
+    check = check_target(served("process"), TargetContext("a1b2c3d4", tmp_path), [a_server])
+    assert check.findings == ()
+    assert check.said == f"works here; tracking server reached at {a_server}"
+
+
+def test_a_process_that_does_not_reach_the_server_is_found(tmp_path: Path) -> None:
+    silent = f"http://127.0.0.1:{free_port()}"
+    (finding,) = check_target(served("process"), TargetContext("a1b2c3d4", tmp_path), [silent]).findings
+    assert finding.what.startswith("Jobs of process (queue q0) cannot reach the tracking server")
+    assert f"{silent}: connection refused" in finding.what
+
+
+def test_a_target_that_does_not_answer_is_found_with_its_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("docker")
-    context = TargetContext("a1b2c3d4", tmp_path, {"host": f"unix://{tmp_path}/none.sock"})
-    check = check_target("docker", context, [])
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    check = check_target(served("docker"), TargetContext("a1b2c3d4", tmp_path), HERE)
     assert check.findings
     assert all(finding.fix for finding in check.findings)
 
 
-def test_a_server_that_jobs_cannot_reach_is_found(tmp_path: Path) -> None:
+def test_a_server_that_does_not_listen_where_jobs_look_is_found_unasked(tmp_path: Path) -> None:
     """The fake target's jobs look for the server on this machine's loopback address."""
+    runner = Probed(tmp_path, Reach("reached"))
+    (finding,) = check_reach(runner, served("fake"), ["http://172.17.0.1:8080"])
+    assert isinstance(finding, Finding)
+    assert "look for the tracking server at 127.0.0.1, but it listens at http://172.17.0.1:8080 only" in finding.what
+    assert "launch server --host 127.0.0.1" in finding.fix
+    assert runner.asked == []
+    assert list(check_reach(runner, served("fake"), [])) == [], "no server at all is another finding"
+
+
+def test_the_server_is_asked_once_for_each_way_jobs_are_connected(tmp_path: Path) -> None:
+    runner = Probed(tmp_path, Reach("reached from afar"))
+    target = served("fake", {}, {"env": {"net": "a"}}, {"grace": 1}, {"env": {"broken": "1"}})
+    said = list(check_reach(runner, target, ["http://172.17.0.1:8080", *HERE]))
+    assert runner.asked == ["http://127.0.0.1:8080"] * 2, "q0 and q2 are connected in the same way"
+    assert said == ["tracking server reached from afar"] * 2 + [
+        "tracking server not tested: the engine does not answer"
+    ]
+
+
+def test_jobs_that_cannot_reach_the_server_are_found_with_the_probes_reason(tmp_path: Path) -> None:
+    runner = Probed(tmp_path, Reach("not reached", Problem("no answer within 3 s", "open the firewall")))
+    (finding,) = check_reach(runner, served("fake", {}, {}), HERE)
+    assert isinstance(finding, Finding)
+    assert finding.what == "Jobs of fake (queue q0, q1) cannot reach the tracking server: no answer within 3 s."
+    assert finding.fix == "open the firewall"
+
+
+def test_a_target_without_a_probe_says_that_nothing_was_tested(tmp_path: Path) -> None:
     runner = FakeRunner(TargetContext("a1b2c3d4", tmp_path), FakeTarget())
-    (finding,) = _unreachable(runner, ["http://172.17.0.1:8080"])
-    assert "does not listen on 127.0.0.1" in finding.what
-    assert finding.fix == "launch server --host 127.0.0.1"
-    assert _unreachable(runner, ["http://172.17.0.1:8080", "http://127.0.0.1:8080"]) == []
-    assert _unreachable(runner, []) == [], "no server at all is another finding"
+    assert list(check_reach(runner, served("fake"), HERE)) == [
+        "tracking server not tested: the fake target has no probe"
+    ]
+    runner.host = None
+    assert list(check_reach(runner, served("fake"), HERE)) == [], "jobs without a network cannot, and need not"
+
+
+def test_an_agent_that_was_told_another_address_is_believed(tmp_path: Path) -> None:
+    """Its server is on another machine, and not where this Redis' server says it listens."""
+    runner = Probed(tmp_path, Reach("reached"))
+    here = an_agent(tracking_url="http://10.0.0.5:80")
+    (target,) = served_here([QueueSpec(name="q", resource="fake")], [here, an_agent("b", host="far")])
+    assert list(check_reach(runner, target, [])) == ["tracking server reached"]
+    assert runner.asked == ["http://10.0.0.5:80"]
+
+
+def test_targets_that_only_other_machines_serve_are_theirs_to_look_at() -> None:
+    queues = [QueueSpec(name=name, resource=f"for-{name}") for name in ("here", "there", "nobody")]
+    agents = [
+        an_agent(queues=("here",)),
+        an_agent("b", queues=("here", "there"), host="far"),
+        an_agent("c", queues=("nobody",), host="far", is_alive=False),
+    ]
+    assert [target.resource for target in served_here(queues, agents)] == ["for-here", "for-nobody"]
 
 
 def test_a_resource_without_a_plugin_is_a_finding(tmp_path: Path) -> None:
-    (finding,) = check_target("abacus", TargetContext("a1b2c3d4", tmp_path), []).findings
+    (finding,) = check_target(served("abacus"), TargetContext("a1b2c3d4", tmp_path), []).findings
     assert "unknown resource 'abacus'" in finding.what
+
+
+# --- this machine ----------------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

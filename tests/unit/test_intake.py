@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from launch.errors import ConfigError, NotFoundError, RequestError
 from launch.intake import SpecBuilder
-from launch.models import CodeSource, CommandSource, ImageSource, Job, JobVersion, Priority, QueueSpec, Tracking
+from launch.models import (
+    CodeSource,
+    CommandSource,
+    ImageSource,
+    Job,
+    JobTypes,
+    JobVersion,
+    Priority,
+    QueueSpec,
+    Tracking,
+)
 from launch.queue_spec import queue_spec
 
 DIGITS = Job(
@@ -42,10 +52,12 @@ class Queues:
 class Jobs:
     """One job in memory."""
 
+    types: JobTypes | None = None
+
     def get(self, ref: str) -> JobVersion:
         if ref.partition(":")[0] != "digits":
             raise NotFoundError(f"no job {ref!r}; there are: digits")
-        return JobVersion(name="digits", version=2, job=DIGITS, created_at=0.0)
+        return JobVersion(name="digits", version=2, job=DIGITS, created_at=0.0, types=self.types)
 
 
 @pytest.fixture
@@ -75,6 +87,38 @@ def test_a_command_is_a_job_without_a_source(builder: SpecBuilder) -> None:
 def test_an_image_with_a_command_is_an_image_job(builder: SpecBuilder) -> None:
     spec = builder.build({"image": "python:3.11", "command": "python -c 'print(1)'", "queue": "box"})
     assert spec.job == Job(source=ImageSource(image="python:3.11"), entrypoint=("python", "-c", "print(1)"))
+
+
+def test_a_dockerfile_replaces_a_jobs_own(builder: SpecBuilder) -> None:
+    spec = builder.build({"job": "digits", "queue": "box", "dockerfile": "docker/Dockerfile.gpu"})
+    assert spec.job == DIGITS.model_copy(update={"dockerfile": "docker/Dockerfile.gpu"})
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"job": "digits", "queue": "local"}, "dockerfile: queue 'local' is of resource 'process', which builds no"),
+        ({"image": "a:1", "queue": "box"}, "dockerfile: is for jobs of code; the source of this one is image"),
+        ({"job": "digits", "queue": "box", "dockerfile": "../D"}, "dockerfile: '../D' should be relative"),
+        ({"job": "digits", "queue": "box", "dockerfile": "/D"}, "dockerfile: '/D' should be relative"),
+        ({"job": "digits", "queue": "box", "dockerfile": ""}, "dockerfile: should be a path in the job's code"),
+        ({"job": "digits", "queue": "box", "dockerfile": 3}, "dockerfile: should be a path in the job's code, not 3"),
+    ],
+)
+def test_a_dockerfile_out_of_place_is_refused(builder: SpecBuilder, request_: dict[str, Any], message: str) -> None:
+    assert message in refusal(builder, **{"dockerfile": "D", **request_})
+
+
+def test_what_looks_wrong_is_noted() -> None:
+    """The types of a job's first run are no schema: what differs may be meant."""
+    notes: list[str] = []
+    jobs = Jobs()
+    jobs.types = JobTypes(config={"lr": "number"})
+    spec = SpecBuilder(Queues(), jobs, note=notes.append).build(
+        {"job": "digits", "queue": "local", "config": {"lr": "fast"}}
+    )
+    assert spec.config == {"lr": "fast"}
+    assert notes == ["config/lr: is text; in the first run of job digits:v2 it was number"]
 
 
 def test_an_entrypoint_replaces_a_jobs_own(builder: SpecBuilder) -> None:
@@ -261,8 +305,16 @@ def test_a_wandb_image_is_understood(builder: SpecBuilder) -> None:
         ("digits", "spec: should be a mapping"),
         ({"queue": "local", "job": "digits", "sweep_id": "s"}, "spec/sweep_id: is not supported"),
         (
+            {"queue": "local", "job": "digits", "overrides": {"artifacts": {"a": 1}}},
+            "spec/overrides/artifacts: is not supported",
+        ),
+        (
+            {"queue": "local", "job": "digits", "overrides": {"working_dir": "jobs"}},
+            "spec/overrides/working_dir: is not supported",
+        ),
+        (
             {"queue": "local", "job": "digits", "overrides": {"files": {"a": 1}}},
-            "spec/overrides/files: is not supported",
+            "files: 'a': should end with .json, .yaml or .yml",
         ),
         ({"queue": "local", "job": "digits", "overrides": []}, "there is nothing wrong"),
         ({"queue": "local", "job": "digits", "overrides": [1]}, "spec/overrides: should be a mapping"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from launch.cli.queue_settings import _settings, shown
 from launch.errors import ConfigError, ConflictError
 from launch.models import Limits, QueueSpec, RetryPolicy, RetryRule
-from launch.queue_file import change_of, read_queues, shown_retry
+from launch.queue_file import change_of, read_queues, shown_retry, variable_lines
 from launch.queue_spec import changed_queue, queue_spec
 
 RETRY = {"preempted": 3, "oom": {"times": 1, "memory": "x1.5"}, "error": 0}
@@ -164,3 +165,58 @@ def test_settings_are_shown_as_they_are_written() -> None:
         "none",
         '{"a": 1}',
     ]
+
+
+# --- template variables ----------------------------------------------------------------------------------------------
+
+CPU = {"type": "integer", "minimum": 1, "maximum": 4, "default": 2, "description": "cores"}
+SIZED = {"resource": "docker", "config": {"cpus": "{{cpu}}"}, "template_variables": {"cpu": CPU}}
+
+
+def test_variables_in_a_file_are_shown_as_they_are_written() -> None:
+    before, after = one(SIZED), one({**SIZED, "template_variables": {"cpu": {**CPU, "maximum": 8}}})
+    assert change_of(after, before).differences == (
+        ("template_variables", {"cpu": CPU}, {"cpu": {**CPU, "maximum": 8}}),
+    )
+    assert change_of(one(SIZED), before).differences == ()
+
+
+def test_a_wrong_variable_in_a_file_is_named_by_its_path() -> None:
+    with pytest.raises(
+        ConfigError, match=r"queues\.yaml: queues/gpu/template_variables/cpu/default: should be an integer"
+    ):
+        one({**SIZED, "template_variables": {"cpu": {**CPU, "default": 9}}})
+
+
+def test_variables_are_shown_with_type_range_and_default() -> None:
+    assert variable_lines(one(SIZED)) == ["cpu = an integer between 1 and 4, default 2: cores"]
+    sized = one({**SIZED, "template_variables": {"cpu": {"type": "number"}}})
+    assert variable_lines(sized) == ["cpu = a number, has to be given"]
+
+
+def test_variables_on_the_command_line(tmp_path: Path) -> None:
+    """As YAML, as files, or none; what several options give is one set."""
+    path = tmp_path / "vars.yaml"
+    path.write_text("size: {enum: [2g, 8g]}")
+    options = {"template_variables": ("cpu: {type: integer, minimum: 1}", str(path))}
+    assert _settings(options) == {
+        "template_variables": {"cpu": {"type": "integer", "minimum": 1}, "size": {"enum": ["2g", "8g"]}}
+    }
+    assert _settings({"template_variables": ("none",)}) == {"template_variables": {}}
+    assert _settings({"template_variables": ()}) == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("cpu: {",), "--var: is no valid YAML"),
+        (("cpu",), "--var: should be like"),
+        (("cpu: 3",), "--var: should be like"),
+        (("a: {}", "a: {}"), "--var: 'a' is defined twice"),
+        (("missing.yaml",), "--var: should be a JSON object or a file"),
+    ],
+)
+def test_a_wrong_variable_on_the_command_line_is_named(values: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _settings({"template_variables": values})
+    assert message in str(caught.value)

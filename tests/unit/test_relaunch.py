@@ -12,6 +12,8 @@ from launch.models import (
     CodeSource,
     ImageSource,
     Job,
+    JobInputs,
+    JobTypes,
     JobVersion,
     LaunchSpec,
     Limits,
@@ -56,6 +58,67 @@ def there() -> Installation:
 
 def launch(there: Installation, **request: Any) -> LaunchSpec:
     return SpecBuilder(there, there).build({"queue": "fast", "job": "plain", "run_id": "r1", **request})
+
+
+# --- variables and inputs --------------------------------------------------------------------------------------------
+
+THREADS = {"threads": {"type": "integer", "maximum": 8, "default": 2}}
+
+
+def sized(version: int = 1, **variables: Any) -> QueueSpec:
+    """A queue whose launches choose their number of threads."""
+    config = {"env": {"OMP_NUM_THREADS": "{{threads}}"}}
+    spec = queue_spec("sized", "process", config=config, template_variables={**THREADS, **variables}, overrides="none")
+    return spec.model_copy(update={"version": version})
+
+
+def test_variables_stay_with_a_launch_that_is_edited_or_repeated(there: Installation) -> None:
+    there.queues["sized"] = sized()
+    spec = launch(there, queue="sized", template_variables={"threads": "4"})
+    assert (spec.template_variables, spec.resource_config) == ({"threads": 4}, {"env": {"OMP_NUM_THREADS": 4}})
+    assert edited(spec, sized(), {"name": "x"}).resource_config == spec.resource_config
+    more = edited(spec, sized(), {"template_variables": {"threads": 8}})
+    assert more.resource_config == {"env": {"OMP_NUM_THREADS": 8}}
+    less = again(spec, sized(), {"template_variables": {"threads": None}}, run_id="r2", author=None)
+    assert (less.template_variables, less.resource_config) == ({}, {"env": {"OMP_NUM_THREADS": 2}})
+    assert again(spec, sized(), {}, run_id="r2", author=None).resource_config == spec.resource_config
+
+
+def test_a_variable_that_a_queue_does_not_have_stays_behind(there: Installation) -> None:
+    """It means nothing there; one that is asked for now is refused."""
+    there.queues["sized"] = sized()
+    spec = launch(there, queue="sized", template_variables={"threads": 4})
+    elsewhere = again(spec, there.queue("fast"), {}, run_id="r2", author=None)
+    assert (elsewhere.template_variables, elsewhere.resource_config) == ({}, {"env": {"A": "1"}})
+    with pytest.raises(ConfigError, match="queue 'fast' has no such variable"):
+        again(spec, there.queue("fast"), {"template_variables": {"threads": 4}}, run_id="r2", author=None)
+
+
+def test_a_value_is_held_against_the_queue_as_it_is_now(there: Installation) -> None:
+    there.queues["sized"] = sized()
+    spec = launch(there, queue="sized", template_variables={"threads": 8})
+    now = sized(2, threads={"type": "integer", "maximum": 4, "default": 2})
+    with pytest.raises(ConfigError, match="should be an integer of 4 or less, not 8"):
+        again(spec, now, {}, run_id="r2", author=None)
+
+
+def test_values_of_files_are_merged_and_checked(there: Installation) -> None:
+    inputs = JobInputs(files={"a.yaml": {"properties": {"x": {"type": "integer"}, "y": {"type": "integer"}}}})
+    there.jobs["plain"] = there.jobs["plain"].model_copy(update={"inputs": inputs})
+    spec = launch(there, files={"./a.yaml": {"x": 1}})
+    assert spec.files == {"a.yaml": {"x": 1}}
+    assert edited(spec, there.queue("fast"), {"files": {"./a.yaml": {"y": 2}}}).files == {"a.yaml": {"x": 1, "y": 2}}
+    assert edited(spec, there.queue("fast"), {"files": {"a.yaml": None}}).files == {}
+    with pytest.raises(ConfigError, match=r"files/a\.yaml/y: should be an integer"):
+        edited(spec, there.queue("fast"), {"files": {"a.yaml": {"y": "z"}}})
+
+
+def test_what_the_first_run_excludes_cannot_be_edited_in(there: Installation) -> None:
+    types = JobTypes(config={"lr": "number", "seed": "number"}, settable={"lr": "number"})
+    spec = launch(there)
+    with pytest.raises(ConfigError, match="config/seed: job plain:v3 does not let a launch set it"):
+        edited(spec, there.queue("fast"), {"config": {"seed": 1}}, types=types)
+    assert edited(spec, there.queue("fast"), {"name": "x"}, types=types).name == "x"
 
 
 # --- what a launch is frozen with ------------------------------------------------------------------------------------

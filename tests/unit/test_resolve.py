@@ -46,6 +46,7 @@ class ATarget:
     aliases: ClassVar[tuple[str, ...]] = ("local-container",)
     Options = Options
     safe_overrides: ClassVar[frozenset[str]] = frozenset({"cpus", "shm-size", "env"})
+    public_options: ClassVar[frozenset[str]] = frozenset({"label"})
 
     @classmethod
     def canonical(cls, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launch.code_archive import check_archive
 from launch.errors import ConfigError, TemporaryError
 from launch.jobs import check_image, check_python_version, parse_entrypoint
 from launch.requirements import read_requirements, requirement_notes
-from launch.snapshots import _NEVER, Snapshot, snapshot
+from launch.snapshots import NEVER, Snapshot, snapshot
 
 Tree = dict[str, bytes]
 
@@ -63,7 +64,7 @@ _NAMES = st.text(
     st.characters(exclude_characters="/\0", exclude_categories=["Cs"]) | st.sampled_from("\udc80\udcff\n\\'\" -*"),
     min_size=1,
     max_size=12,
-).filter(lambda name: name not in {".", "..", ".gitignore", ".launchignore", "pyvenv.cfg", *_NEVER})
+).filter(lambda name: name not in {".", "..", ".gitignore", ".launchignore", "pyvenv.cfg", *NEVER})
 _FILES = st.dictionaries(
     st.lists(_NAMES, min_size=1, max_size=3).map(tuple),
     st.tuples(st.binary(max_size=50), st.booleans()),
@@ -309,6 +310,53 @@ def test_too_much_names_the_biggest(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"the biggest: models/big\.bin .*\.launchignore"):
         taken(root, max_bytes=5000)
     assert taken(root, max_bytes=5017).content_bytes == 5017
+
+
+def test_a_file_of_2_gib_is_refused_unread(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    write(tmp_path, {"train.py": "x\n"})
+    with (tmp_path / "checkpoint.pt").open("wb") as file:
+        file.truncate(2 << 30)
+
+    with pytest.raises(ConfigError, match=r"more than the 536\.9 MB .* the biggest: checkpoint\.pt \(2,147\.5 MB\)"):
+        taken(tmp_path)
+    write(tmp_path, {".launchignore": "*.pt\n"})
+    assert taken(tmp_path).paths == (".launchignore", "train.py")
+
+
+def test_50_000_files_are_packed(tmp_path: Path) -> None:
+    for number in range(50_000):
+        if number % 1_000 == 0:
+            (tmp_path / f"{number // 1_000}").mkdir()
+        os.close(os.open(tmp_path / f"{number // 1_000}" / f"{number}.py", os.O_CREAT))
+
+    with snapshot(tmp_path) as snap:
+        check_archive(snap.archive)
+        assert snap.files == 50_000
+
+
+def test_1_200_folders_in_each_other_are_packed(tmp_path: Path) -> None:
+    for depth in (600, 1_200):
+        os.makedirs(tmp_path / "/".join("d" * depth), exist_ok=True)
+    (tmp_path / ("d/" * 1_200) / "deep.py").touch()
+
+    try:
+        with snapshot(tmp_path) as snap:
+            check_archive(snap.archive)
+            assert snap.paths == ("d/" * 1_200 + "deep.py",)
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # too deep for shutil
+
+
+def test_a_path_that_is_too_long_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"train.py": ""})
+    monkeypatch.chdir(tmp_path)
+    for _ in range(25):  # 5,000 bytes, where 4,096 can be named at once
+        os.mkdir("d" * 200)
+        os.chdir("d" * 200)
+
+    with pytest.raises(ConfigError, match="cannot be read: File name too long"):
+        taken(tmp_path)
 
 
 def test_a_path_that_is_no_folder_says_what_to_give(tmp_path: Path) -> None:

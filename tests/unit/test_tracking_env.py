@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.models import CommandSource, ImageSource, Job, LaunchSpec
-from launch.tracking import tracking_env
+from launch.tracking import launch_env, tracking_env
 
 
 def spec(**fields: object) -> LaunchSpec:
@@ -36,6 +36,7 @@ def test_contract_of_a_launch() -> None:
         "WANDB_LAUNCH_QUEUE_NAME": "gpu",
         "WANDB_LAUNCH_QUEUE_ENTITY": "team",
         "WANDB_CONFIG": '{"lr": 0.5}',
+        "WANDB_LAUNCH_FILE_OVERRIDES": "{}",
         "WANDB_ARTIFACTS": "{}",
     }
     assert given.items() >= expected.items()
@@ -65,6 +66,34 @@ def test_long_config_comes_in_pieces(length: int) -> None:
     assert ("WANDB_CONFIG" in given) != bool(pieces)
     assert all(len(piece) <= 32670 for piece in [text] if not pieces)
     assert all(len(piece) <= 32670 for piece in pieces)
+
+
+def test_values_of_files_are_given() -> None:
+    files = {"a.yaml": {"x": {"y": 1}}}
+    assert json.loads(env(files=files)["WANDB_LAUNCH_FILE_OVERRIDES"]) == files
+
+
+def test_pieces_are_as_short_as_asked() -> None:
+    """SageMaker takes 512 characters."""
+    given = launch_env(spec(config={"text": "x" * 2000}, files={"a.yaml": {"y": "z" * 600}}), 1, chunk_chars=512)
+    assert {"WANDB_CONFIG_3", "WANDB_LAUNCH_FILE_OVERRIDES_1"} <= set(given)
+    assert max(map(len, given.values())) == 512
+
+
+def test_a_launch_without_a_server_is_told_its_config_too() -> None:
+    """A job whose network is cut off runs with what it was launched with."""
+    given = launch_env(spec(config={"lr": 1}), 1)
+    assert given.items() <= env(config={"lr": 1}).items() | {("WANDB_LAUNCH_TRACE_ID", "r1-1")}
+    assert "WANDB_BASE_URL" not in given
+
+
+def test_a_first_run_is_to_tell_of_its_inputs() -> None:
+    """Whatever the job is made of, the SDK then makes a job artifact of it."""
+    given = tracking_env(spec(job_ref="digits:v1"), 1, base_url="http://h", wandb_dir=None, reports_inputs=True)
+    assert (given["WANDB_DISABLE_JOB_CREATION"], given["WANDB_DOCKER"]) == ("false", "digits:v1")
+    image = spec(job=Job(source=ImageSource(image="repo/image:1")))
+    given = tracking_env(image, 1, base_url="http://h", wandb_dir=None, reports_inputs=True)
+    assert given["WANDB_DOCKER"] == "repo/image:1"
 
 
 def test_files_of_the_sdk_stay_in_its_folder() -> None:

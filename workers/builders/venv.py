@@ -71,6 +71,7 @@ class VenvBuilder(Builder):
             raise ConfigError(f"image: the process target runs no images such as {request.image!r}; use a docker queue")
         if request.options:
             raise ConfigError(f"builder: the venv builder has no options, such as {next(iter(request.options))!r}")
+        _note_ignored(request, log)
         python = find_interpreter(request.python_version, self._env["PATH"])
         requirements = request.requirements or ""
         key = environment_key(python.version, requirements)
@@ -124,6 +125,17 @@ def environment_key(python_version: str, requirements: str) -> str:
     """
     parts = [python_version, sys.platform, platform.machine(), requirements]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _note_ignored(request: BuildRequest, log: Log) -> None:
+    """Say what of a job is for images only: its requirements may be enough here, or not."""
+    wishes = {
+        "Dockerfile": request.dockerfile,
+        "base image": request.base_image,
+        "apt packages": " ".join(request.apt),
+    }
+    if given := [f"{what} ({value})" for what, value in wishes.items() if value]:
+        log(f"no image is built here, so only the job's requirements count; left out: {', '.join(given)}\n")
 
 
 def _is_ready(venv: Path) -> bool:

@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import socket
+import sys
 import threading
 import time
 import urllib.parse
@@ -19,15 +20,16 @@ from typing import Any, ClassVar
 
 from launch.checking import parse
 from launch.errors import ConfigError, TemporaryError
-from launch.plugins import Attempt, LogChunk, Plan, Problem, Runner, Status, TargetContext
-from workers.docker_engine import Engine, EngineSettings, Refused, away
+from launch.plugins import Attempt, LogChunk, Plan, Problem, Reach, Runner, Status, TargetContext
+from workers.docker_engine import Engine, Refused, away
+from workers.docker_settings import EngineSettings
 from workers.docker_streams import PAUSE_S, read_with_pauses
-from workers.runners import docker_options
+from workers.runners import docker_options, docker_probe
 from workers.runners.docker_logs import LogReader, Splitter
 from workers.runners.docker_options import DockerOptions
 from workers.runners.docker_plan import INSTALLATION_LABEL, NAME_LABEL, container_body
 from workers.runners.docker_state import GONE, listed_status, status_of
-from workers.runners.docker_submit import Submission
+from workers.runners.docker_submit import Owners, Submission
 
 LOOK_UP_S = 10.0
 """How long a log may be silent before the container is looked at: a guard against a stream that does not end."""
@@ -41,6 +43,10 @@ class DockerRunner(Runner):
     builder = "docker"
     Options = DockerOptions
     safe_overrides = docker_options.SAFE_OVERRIDES
+    public_options = docker_options.PUBLIC_OPTIONS
+    probe_options = frozenset(
+        {"network", "add-host", "dns", "dns-search", "dns-option", "runtime", "userns", "builder"}
+    )
     settings_where: ClassVar[str] = "agent config: targets/docker"
 
     def __init__(self, context: TargetContext, environ: Mapping[str, str] = os.environ) -> None:
@@ -49,6 +55,7 @@ class DockerRunner(Runner):
         self.engine = Engine(self.settings)
         self.environ = environ
         self._stopping: dict[str, float] = {}
+        self._owners: Owners = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -108,6 +115,12 @@ class DockerRunner(Runner):
         found = self._ask(lambda api: api.inspect_network(network), missing=f"network: there is no network {network!r}")
         return next((item["Gateway"] for item in found["IPAM"]["Config"] or () if item.get("Gateway")), None)
 
+    def probe(self, url: str, options: Any) -> Reach:
+        """Ask from a short-lived container of a local image with Python; without one it is not tested."""
+        version = self.settings.python_version or f"{sys.version_info.major}.{sys.version_info.minor}"
+        base_image = options.builder.base or self.settings.base_image.format(python_version=version)
+        return docker_probe.probe(self.engine, url, options, base_image, self.context.installation)
+
     # --- start --------------------------------------------------------------------------------------------------------
 
     def build_options(self, options: Any) -> Mapping[str, Any]:
@@ -125,7 +138,7 @@ class DockerRunner(Runner):
 
     def submit(self, plan: Plan) -> str:
         """Create, fill and start the container, or find it, and return its id."""
-        return Submission(self.engine, plan).handle()
+        return Submission(self.engine, plan, self._owners).handle()
 
     # --- follow -------------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,12 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from launch.checking import Model
+from launch.checking import Model, known_keys
+from launch.errors import ConfigError
+from launch.references import parse_reference
+from workers.docker_settings import Destination
 
 MIN_MEMORY_BYTES = 6 << 20
 """The engine refuses less."""
@@ -202,19 +205,34 @@ Platform = Annotated[str, Field(pattern=r"^[a-z]+(/[a-z0-9_]+){0,2}$")]
 PullPolicy = Literal["missing", "always", "never"]
 
 
+def _reference(value: str) -> str:
+    try:
+        parse_reference(value)
+    except ConfigError as exc:
+        raise ValueError(str(exc).removeprefix("image: ")) from exc
+    return value
+
+
+ImageName = Annotated[str, AfterValidator(_reference)]
+
+
 class Accelerator(Model):
     """W&B's way to name another base image for GPU jobs."""
 
-    base_image: Text
+    base_image: ImageName
 
 
 class BuilderOptions(Model):
-    """What the environment image of a code job starts from."""
+    """How the image of a code job is made."""
 
-    base_image: Text | None = None
-    """A Debian-like image with Python, such as ``nvidia/cuda:12.4.1-runtime-ubuntu22.04`` with Python in it."""
+    base_image: ImageName | None = None
+    """A Debian-like image, ``nvidia/cuda:12.4.1-runtime-ubuntu22.04``; Python is installed where it is missing."""
     accelerator: Accelerator | None = None
     """The same in W&B's spelling: ``{accelerator: {base_image: …}}``."""
+    cuda: Accelerator | None = None
+    """Its older one."""
+    destination: Destination | None = None
+    """``host:5000/team/repo``: where images are pushed to, instead of what the agent's config says."""
     pull: PullPolicy = "missing"
     """When to fetch images from their registry."""
     platform: Platform | None = None
@@ -228,7 +246,8 @@ class BuilderOptions(Model):
     @property
     def base(self) -> str | None:
         """The base image, in whichever way it was given."""
-        return self.base_image or (self.accelerator.base_image if self.accelerator else None)
+        given = self.accelerator or self.cuda
+        return self.base_image or (given.base_image if given else None)
 
 
 class DockerOptions(Model):
@@ -361,3 +380,6 @@ SAFE_OVERRIDES = frozenset(
     }
 )
 """What a launch may set where the queue says ``overrides: safe``: sizes and variables, nothing of the host."""
+
+PUBLIC_OPTIONS = frozenset(known_keys(DockerOptions)) - {"env"}
+"""Where no secret may stand: labels, mounts and command lines are listed by ``docker ps``, ``mount`` and ``ps``."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from launch.errors import ConfigError
 from launch.plugins import Attempt
-from workers.docker_engine import EngineSettings
+from workers.docker_settings import EngineSettings
 from workers.runners.docker_code import CODE_DIR, HOME_DIR, LAUNCH_DIR
 from workers.runners.docker_options import DockerOptions
 
@@ -55,8 +55,15 @@ def container_body(
         # The engine takes it from the query: it is moved there when the request is sent.
         "Platform": options.platform,
     }
-    secrets = {*attempt.secret_env.values(), *passed.values()} - {""}
+    secrets = {*attempt.secret_env.values(), *attempt.secrets, *passed.values()} - {""}
     return _filled(body), frozenset(secrets)
+
+
+def connection_of(options: DockerOptions) -> dict[str, Any]:
+    """Return the part of a container's ``HostConfig`` that says how it is connected."""
+    names = ("NetworkMode", "ExtraHosts", "Dns", "DnsSearch", "DnsOptions", "Runtime", "UsernsMode")
+    whole = _host_config(options)
+    return _filled({name: whole[name] for name in names})
 
 
 def _check_room_for_code(options: DockerOptions) -> None:
@@ -105,7 +112,7 @@ def _labels(attempt: Attempt, options: DockerOptions) -> dict[str, str]:
         ATTEMPT_LABEL: str(attempt.number),
         NAME_LABEL: attempt.name,
     }
-    return {**given, **attempt.labels, **ours}
+    return {**attempt.labels, **given, **ours}
 
 
 def _workdir(attempt: Attempt, options: DockerOptions) -> str | None:

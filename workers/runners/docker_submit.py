@@ -16,16 +16,26 @@ from workers.docker_engine import Engine, Refused
 from workers.runners.docker_code import code_archive, owner_of, read_file_of
 from workers.runners.docker_state import was_started
 
+Owners = dict[tuple[str, str], tuple[int, int]]
+
 PATIENCE_S = 10.0
 """How long to wait for another agent that is starting or removing the container."""
 
 
 class Submission:
-    """One try to have a plan's container running."""
+    """One try to have a plan's container running.
 
-    def __init__(self, engine: Engine, plan: Plan) -> None:
+    Args:
+        engine: where.
+        plan: the container.
+        owners: ``{(image id, user): (uid, gid)}`` of the users looked up so far, for submissions to come. An image with
+            an id never changes, and reading two files of a container takes as long as starting it.
+    """
+
+    def __init__(self, engine: Engine, plan: Plan, owners: Owners | None = None) -> None:
         self.engine = engine
         self.plan = plan
+        self._owners: Owners = {} if owners is None else owners
 
     def handle(self) -> str:
         """Return the id of the attempt's container, started now or before.
@@ -77,24 +87,28 @@ class Submission:
             with self.engine.talk() as api:
                 return str(api.create_container_from_config(body, self.plan.name, platform)["Id"])
         except Refused as exc:
-            if exc.status == 409:
+            # The engine looks for the image first: an attempt that is there already needs it no more.
+            if exc.status == 409 or (exc.status == 404 and self.engine.inspect(self.plan.name) is not None):
                 return None
             raise _cannot_start(exc, f"cannot create a container of {body['Image']}") from exc
 
     def _put_code(self, container: str) -> None:
         assert self.plan.code is not None
         found = self.engine.inspect(container) or {}
-        owner = self._owner(container, found.get("Config", {}).get("User") or "")
+        owner = self._owner(container, str(found.get("Image")), found.get("Config", {}).get("User") or "")
         try:
             with self.engine.talk() as api:
                 api.put_archive(container, "/", code_archive(self.plan.code, owner))
         except Refused as exc:
             raise self._failure(exc, container, "the job's code cannot be put into the container") from exc
 
-    def _owner(self, container: str, user: str) -> tuple[int, int]:
+    def _owner(self, container: str, image: str, user: str) -> tuple[int, int]:
         if user in ("", "root", "0"):
             return 0, 0
-        return owner_of(user, self._text_in(container, "/etc/passwd"), self._text_in(container, "/etc/group"))
+        if (image, user) not in self._owners:
+            passwd, group = (self._text_in(container, path) for path in ("/etc/passwd", "/etc/group"))
+            self._owners[image, user] = owner_of(user, passwd, group)
+        return self._owners[image, user]
 
     def _text_in(self, container: str, path: str) -> str:
         try:

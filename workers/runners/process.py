@@ -22,10 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+from launch import reach
 from launch.checking import parse
 from launch.errors import ConfigError, TemporaryError
 from launch.models import CauseKind
-from launch.plugins import Attempt, LogChunk, Phase, Plan, Problem, Runner, Status, TargetContext
+from launch.plugins import Attempt, LogChunk, Phase, Plan, Problem, Reach, Runner, Status, TargetContext
+from launch.reach import WORDS, Answer
 from workers.host_env import base_env
 from workers.runners import _process_folder, _process_tail, _process_wrapper
 from workers.runners._process_options import ProcessOptions, ProcessSettings
@@ -47,6 +49,7 @@ class ProcessRunner(Runner):
     runs_bare_commands: ClassVar[bool] = True
     Options = ProcessOptions
     safe_overrides: ClassVar[frozenset[str]] = frozenset({"env", "workdir"})
+    public_options: ClassVar[frozenset[str]] = frozenset({"workdir"})
 
     def __init__(self, context: TargetContext, environ: Mapping[str, str] | None = None) -> None:
         super().__init__(context)
@@ -84,6 +87,13 @@ class ProcessRunner(Runner):
         """A job shares the machine's loopback."""
         return "127.0.0.1"
 
+    def probe(self, url: str, options: Any) -> Reach:  # noqa: ARG002
+        """A job's connections are this process's own."""
+        answer = reach.ask(url)
+        if answer is Answer.REACHED:
+            return Reach(f"reached at {url}")
+        return Reach("not reached", Problem(f"{url}: {WORDS[answer]}", "launch down; launch up"))
+
     def scratch_dir(self, attempt_name: str) -> str:
         """A folder of the run folder beside the code, so that what is written there is never taken for the job's."""
         return str(self._folders / attempt_name / "scratch")
@@ -114,7 +124,7 @@ class ProcessRunner(Runner):
             env |= {"VIRTUAL_ENV": image, "PATH": f"{image}/bin:{env['PATH']}"}
         _refuse_nul({"command": attempt.command, "env": [*env, *env.values()]})
         hidden = {value for value in passed.values() if len(value) >= _MASKED_FROM_CHARS}
-        hidden |= {value for value in attempt.secret_env.values() if value}
+        hidden |= {value for value in (*attempt.secret_env.values(), *attempt.secrets) if value}
         request = {"command": list(attempt.command), "env": env, "workdir": options.workdir}
         return Plan(attempt.name, request, frozenset(hidden), attempt.code)
 
