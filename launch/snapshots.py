@@ -282,9 +282,9 @@ def _is_ignored(name: str, specs: Sequence[tuple[str, GitIgnoreSpec]]) -> bool:
 
 
 def _ignore_spec(file: Path) -> GitIgnoreSpec | None:
-    if not file.is_file():
-        return None
     try:
+        if not file.is_file():
+            return None
         lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError as exc:
         raise ConfigError(f"path: {file} cannot be read: {exc.strerror}") from exc

@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -101,20 +103,17 @@ def test_an_agents_jobs_outlive_it_and_have_their_devices() -> None:
 
 
 @pytest.fixture
-def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def state() -> Iterator[Path]:
     """What ``StateDirectory=`` gives: the user's own, and all he may write to."""
     if os.geteuid() != 0:
         unavailable("a read-only root for a test needs root")
     need_program("unshare")
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         unavailable("this machine allows no mount namespaces")
-    state = tmp_path_factory.mktemp("state")
-    for folder in state.parents:
-        if folder.stat().st_uid == 0 and folder.is_relative_to(tmp_path_factory.getbasetemp().parent):
-            folder.chmod(folder.stat().st_mode | 0o011)
-    os.chown(state, NOBODY, NOBODY)
-    state.chmod(0o700)
-    return state
+    # Not below pytest's own folder, which nobody else may enter.
+    with tempfile.TemporaryDirectory(prefix="launch-state-") as folder:
+        os.chown(folder, NOBODY, NOBODY)
+        yield Path(folder)
 
 
 def command_of(unit: str, instance: str) -> list[str]:
