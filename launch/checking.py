@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -77,6 +77,24 @@ def matching(pattern: str, meaning: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def readable_by(read: Callable[[str], object], *, said_by_path: str = "") -> AfterValidator:
+    """Return a check that a function can read a text.
+
+    Args:
+        read: raises a ConfigError for what it cannot read.
+        said_by_path: what its messages begin with, and is left out since :func:`parse` says the path to the value.
+    """
+
+    def check(value: str) -> str:
+        try:
+            read(value)
+        except ConfigError as exc:
+            raise ValueError(str(exc).removeprefix(said_by_path)) from exc
+        return value
+
+    return AfterValidator(check)
+
+
 def known_keys(model: type[BaseModel]) -> list[str]:
     """Return the keys a model accepts, aliases instead of field names where it has them."""
     return [field.alias or name for name, field in model.model_fields.items()]
@@ -93,3 +111,9 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     if near is not None:
         return f"; did you mean {near!r}?"
     return f"; there are: {', '.join(sorted(known))}" if known else ""
+
+
+def listed(items: Sequence[str], most: int) -> str:
+    """Return items for a message, with commas between them: ``a, b and 3 more``."""
+    shown = ", ".join(items[:most])
+    return f"{shown} and {len(items) - most} more" if len(items) > most else shown

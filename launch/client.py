@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 from launch.connected import author
 from launch.errors import ConfigError
 from launch.intake import SpecBuilder
-from launch.job_inputs import read_inputs
-from launch.models import JobVersion, LaunchSpec, QueueSpec, RetryPolicy, RunState, Tracking
+from launch.job_request import AskedJob, JobChoices
+from launch.models import JobVersion, LaunchSpec, QueueSpec, RetryPolicy, RunState
 from launch.operations import Operations
-from launch.queue_spec import QueueSettings, changed_queue, queue_notes, queue_spec, retry_policy
-from launch.request import Launch, as_tracking, image_job
+from launch.queue_spec import QueueSettings, changed_queue, queue_notes, queue_spec
+from launch.request import Launch, image_job
 from launch.watch import Run
 
 if TYPE_CHECKING:
@@ -174,22 +174,7 @@ class Client(Operations):
         return self.store.queues()
 
     def create_job(
-        self,
-        name: str,
-        *,
-        path: str | Path | None = None,
-        image: str | None = None,
-        entrypoint: Sequence[str] | str | None = None,
-        aliases: Iterable[str] = (),
-        build_context: str | None = None,
-        dockerfile: str | None = None,
-        python_version: str | None = None,
-        requirements: str | Path | None = None,
-        base_image: str | None = None,
-        apt: Iterable[str] = (),
-        tracking: Tracking | str = Tracking.REQUIRED,
-        retry: Mapping[str, Any] | RetryPolicy | None = None,
-        schema: Any = None,
+        self, name: str, *, path: str | Path | None = None, image: str | None = None, **choices: Unpack[JobChoices]
     ) -> JobVersion:
         """Register a job, or a new version of it, and return that; unchanged content is the version there is.
 
@@ -197,20 +182,7 @@ class Client(Operations):
             name: 1 to 128 letters, digits, ``_``, ``.`` and ``-``.
             path: a directory of code, snapshot now; or
             image: a container image that holds everything.
-            entrypoint: what to run, a list or text; an image has its own.
-            aliases: further names of the version, taken from the one that had them.
-            build_context: the folder in ``path`` that is the job's root; none: all of it.
-            dockerfile: the Dockerfile that makes the image, relative to the job's root; none: ``Dockerfile.launch`` or
-                ``Dockerfile.wandb`` beside the script, or else one is generated.
-            python_version: ``"3.11"``; none: what ``runtime.txt`` or ``.python-version`` says, or else the builder's
-                default.
-            requirements: read instead of the directory's ``requirements.txt``, ``pyproject.toml`` or ``uv.lock``.
-            base_image: what a generated image starts from.
-            apt: Debian packages that a generated image has installed.
-            tracking: ``"optional"``: its runs may finish without calling ``wandb.init``.
-            retry: when a failed attempt is followed by another, instead of what the queue says.
-            schema: what may be set at launch: a JSON Schema or pydantic model of ``wandb.config``, or of it and of
-                config files, ``{"@wandb.config": schema, "files": {path: schema}}``.
+            choices: see :class:`~launch.job_request.JobChoices`; an image takes none of those that are about code.
 
         Raises:
             RequestError: a value is wrong; nothing was written.
@@ -220,44 +192,20 @@ class Client(Operations):
 
         if (path is None) == (image is None):
             raise ConfigError("job: give one of path and image")
-        policy, inputs = retry_policy(retry, where="retry"), read_inputs(schema)
+        asked = AskedJob.of(choices)
         if image is not None:
-            for_code = {
-                "build_context": build_context,
-                "dockerfile": dockerfile,
-                "python_version": python_version,
-                "requirements": requirements,
-                "base_image": base_image,
-                "apt": tuple(apt) or None,
-            }
-            if given := [key for key, value in for_code.items() if value is not None]:
-                raise ConfigError(f"job: {' and '.join(given)} would be for code; an image holds everything")
-            job = image_job(image, entrypoint, tracking).model_copy(update={"retry": policy, "inputs": inputs})
-            version, is_new = self.registry.create(check_job_name(name), job, aliases)
-        else:
-            assert path is not None
-            version, is_new, notes = create_code_job(
-                self.registry,
-                Path(path),
-                name,
-                entrypoint,
-                aliases=aliases,
-                build_context=build_context,
-                dockerfile=dockerfile,
-                python_version=python_version,
-                requirements=None if requirements is None else Path(requirements),
-                base_image=base_image,
-                apt=apt,
-                home=self.settings.home,
-                tracking=as_tracking(tracking),
-                retry=policy,
-                inputs=inputs,
-            )
-            for sentence in notes:
-                self.note(sentence)
-        if not is_new:
-            self.note(f"nothing has changed: this is {version.ref}")
-        return version
+            if asked.code:
+                raise ConfigError(f"job: {' and '.join(asked.code)} would be for code; an image holds everything")
+            job = image_job(image, asked.entrypoint, asked.tracking)
+            job = job.model_copy(update={"retry": asked.retry, "inputs": asked.inputs})
+            return self._registered(*self.registry.create(check_job_name(name), job, asked.aliases))
+        assert path is not None
+        version, is_new, notes = create_code_job(
+            self.registry, Path(path), name, home=self.settings.home, **asked.for_code()
+        )
+        for sentence in notes:
+            self.note(sentence)
+        return self._registered(version, is_new)
 
     def create_git_job(
         self,
@@ -265,18 +213,8 @@ class Client(Operations):
         *,
         name: str | None = None,
         ref: str | None = None,
-        entrypoint: Sequence[str] | str | None = None,
-        aliases: Iterable[str] = (),
-        build_context: str | None = None,
-        dockerfile: str | None = None,
-        python_version: str | None = None,
-        requirements: str | Path | None = None,
-        base_image: str | None = None,
-        apt: Iterable[str] = (),
-        tracking: Tracking | str = Tracking.REQUIRED,
-        retry: Mapping[str, Any] | RetryPolicy | None = None,
-        schema: Any = None,
         allow: Iterable[str] = (),
+        **choices: Unpack[JobChoices],
     ) -> JobVersion:
         """Register a commit of a git repository, or a new version of that job, and return it.
 
@@ -286,19 +224,8 @@ class Client(Operations):
             url: ``https://host/path``, ``ssh://user@host/path`` or ``user@host:path``.
             name: the job's name; none: ``job-`` and the repository's.
             ref: a branch, a tag or a commit's 40 digits; none: ``main``, else ``master``.
-            entrypoint: what to run, a list or text; none: ``python main.py``, if there is a ``main.py``.
-            aliases: further names of the version, taken from the one that had them.
-            build_context: the folder in the repository that is the job's root; none: all of it.
-            dockerfile: the Dockerfile that makes the image, relative to the job's root.
-            python_version: ``"3.11"``; none: what the repository says, else the builder's default.
-            requirements: a file on this machine, read instead of the repository's requirements.
-            base_image: what a generated image starts from.
-            apt: Debian packages that a generated image has installed.
-            tracking: ``"optional"``: its runs may finish without calling ``wandb.init``.
-            retry: when a failed attempt is followed by another, instead of what the queue says.
-            schema: what may be set at launch: a JSON Schema or pydantic model of ``wandb.config``, or of it and of
-                config files, ``{"@wandb.config": schema, "files": {path: schema}}``.
             allow: ``"http"``, ``"file"``: transports to allow here; agents must allow them too.
+            choices: see :class:`~launch.job_request.JobChoices`.
 
         Raises:
             RequestError: a value is wrong, or the repository wants a login; nothing was written.
@@ -306,25 +233,11 @@ class Client(Operations):
         """
         from launch.git.jobs import create_git_job, creators_git
 
-        version, is_new = create_git_job(
-            self.registry,
-            creators_git(self.settings, allow=allow),
-            url,
-            name=name,
-            aliases=aliases,
-            note=self.note,
-            ref=ref,
-            entrypoint=entrypoint,
-            build_context=build_context,
-            dockerfile=dockerfile,
-            python_version=python_version,
-            requirements=None if requirements is None else Path(requirements),
-            base_image=base_image,
-            apt=apt,
-            tracking=as_tracking(tracking),
-            retry=retry_policy(retry, where="retry"),
-            inputs=read_inputs(schema),
-        )
+        git = creators_git(self.settings, allow=allow)
+        asked = AskedJob.of(choices).for_code()
+        return self._registered(*create_git_job(self.registry, git, url, name=name, note=self.note, ref=ref, **asked))
+
+    def _registered(self, version: JobVersion, is_new: bool) -> JobVersion:
         if not is_new:
             self.note(f"nothing has changed: this is {version.ref}")
         return version

@@ -14,10 +14,10 @@ import posixpath
 import tarfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, NamedTuple, NoReturn
+from typing import IO, NamedTuple, NoReturn, Protocol
 
 from launch.errors import ConfigError, PermanentError, TemporaryError
 
@@ -277,7 +277,7 @@ class _Contents:
             self.refuse(member.name, "is neither a file, a folder nor a symbolic link")
         if name in self._others or (name in self._folders and not member.isdir()):
             self.refuse(member.name, "is there twice")
-        above = set(_folders_of(name))
+        above = set(folders_of(name))
         if not above.isdisjoint(self._others):
             self.refuse(member.name, "is below what is no folder")
         self._folders |= above
@@ -291,33 +291,8 @@ class _Contents:
 
     def check_links(self) -> None:
         for name, target in self._links.items():
-            if not self._stays(name):
+            if leads_out(name, self._links):
                 self.refuse(name, f"is a link out of its folder, to {target!r}")
-
-    def _stays(self, link: str) -> bool:
-        """Follow a link as the kernel would, through other links."""
-        at: list[str] = []
-        ahead = link.split("/")[::-1]
-        followed = 0
-        while ahead:
-            part = ahead.pop()
-            if part == ".." and not at:
-                return False
-            if part == "..":
-                at.pop()
-            elif part not in ("", "."):
-                at.append(part)
-            target = self._links.get("/".join(at))
-            if target is None or part in ("", ".", ".."):
-                continue
-            followed += 1
-            if target.startswith("/"):
-                return False
-            if followed > _MAX_LINKS:
-                return True  # a loop, which leads nowhere
-            at.pop()
-            ahead += target.split("/")[::-1]
-        return True
 
     def refuse(self, name: str, why: str) -> NoReturn:
         raise PermanentError(f"the job's code is refused: {name!r} {why}")
@@ -333,6 +308,58 @@ def _is_end(stream: _Stream) -> bool:
     return not is_empty
 
 
-def _folders_of(name: str) -> Iterator[str]:
+# --- what is true of any archive's names and links -------------------------------------------------------------------
+
+
+def folders_of(name: str) -> Iterator[str]:
+    """Yield the folders above a path, the nearest first."""
     while name := posixpath.dirname(name):
         yield name
+
+
+def leads_out(link: str, links: Mapping[str, str]) -> bool:
+    """Whether following a symbolic link as the kernel would, through others, ever leaves the folder.
+
+    Args:
+        link: the path of the link.
+        links: ``{path: what it says}``, of all links there are.
+    """
+    at: list[str] = []
+    ahead = link.split("/")[::-1]
+    followed = 0
+    while ahead and followed <= _MAX_LINKS:
+        part = ahead.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            if not at:
+                return True
+            at.pop()
+            continue
+        target = links.get("/".join([*at, part]))
+        if target is None:
+            at.append(part)
+        elif target.startswith("/") or "\0" in target:
+            return True
+        else:
+            followed += 1
+            ahead += target.split("/")[::-1]
+    return False  # a loop leads nowhere
+
+
+class Sized(Protocol):
+    """A file, as far as its size matters."""
+
+    @property
+    def name(self) -> str:
+        """Its path."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+
+
+def biggest(files: Iterable[Sized]) -> str:
+    """Return the five largest files for people: ``data.bin (2,048.0 MB), model.pt (1.5 MB)``."""
+    largest = sorted(files, key=lambda file: -file.size)[:5]
+    return ", ".join(f"{file.name} ({file.size / 1e6:,.1f} MB)" for file in largest)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from launch.errors import ConfigError
-from launch.job_files import JobFiles, describe, script_of
+from launch.job_files import CodeChoices, JobFiles, describe, script_of
 from launch.jobs import JobRegistry, check_alias, check_job_name
 from launch.models import CodeOrigin, CodeSource, Job, JobInputs, JobVersion, RetryPolicy, Tracking
 from launch.snapshot_index import Packed, SnapshotIndex
@@ -20,25 +20,6 @@ from launch.work_tree import OriginProbe
 
 if TYPE_CHECKING:
     from launch.artifacts import ArtifactStore
-
-
-class CodeChoices(TypedDict, total=False):
-    """The keywords of :func:`code_job`."""
-
-    build_context: str | None
-    """The folder in the path that is the job's root; none: all of it."""
-    dockerfile: str | None
-    """The Dockerfile that makes the image, relative to the job's root; none: see :func:`launch.job_files.describe`."""
-    python_version: str | None
-    """``"3.11"``; none: what ``runtime.txt`` or ``.python-version`` says, or else the builder's default."""
-    requirements: Path | None
-    """Read instead of the folder's own: see :func:`launch.requirements.find_requirements`."""
-    base_image: str | None
-    """What a generated image starts from."""
-    apt: Iterable[str]
-    """Debian packages that a generated image has installed."""
-    tracking: Tracking
-    """Whether a run must call ``wandb.init`` to count as finished."""
 
 
 def create_code_job(
@@ -102,7 +83,7 @@ def code_job(
         home: the launch home, which remembers what was packed; none: it is packed anew.
         max_bytes: the most the code may have.
         note: called with each thing the user should know, a sentence.
-        choices: see :class:`CodeChoices`.
+        choices: see :class:`~launch.job_files.CodeChoices`.
 
     Raises:
         RequestError: a value is wrong; nothing was kept.

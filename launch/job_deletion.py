@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 
+from launch.checking import listed
 from launch.errors import ConflictError
 from launch.jobs import JobRegistry
 from launch.scripted import P
@@ -32,10 +33,9 @@ def delete_job(store: RunStore, registry: JobRegistry, ref: str, *, is_forced: b
     refs = [version.ref for version in doomed]
     users = [] if is_forced else _users(store, set(refs))
     if users:
-        shown = ", ".join(users[:_SHOWN]) + (f" and {len(users) - _SHOWN} more" if len(users) > _SHOWN else "")
         raise ConflictError(
-            f"job {ref}: runs that have not ended are of it: {shown}. Wait for them, stop them, or delete it with "
-            "--force: they keep what they need"
+            f"job {ref}: runs that have not ended are of it: {listed(users, _SHOWN)}. Wait for them, stop them, or "
+            "delete it with --force: they keep what they need"
         )
     spared = None if is_forced or not which else [which]
     registry.delete(name, [version.version for version in doomed], spared=spared)

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from launch.checking import closest
 from launch.errors import ConfigError
@@ -27,6 +27,25 @@ DOCKERFILES = ("Dockerfile.launch", "Dockerfile.wandb")
 _MAX_LISTED = 5_000
 _PYTHON = re.compile(r"(?:c?python[-@]?)?(3\.\d+)(?:\.\d+\w*)?", re.ASCII | re.IGNORECASE)
 _MAX_VERSION_FILE_BYTES = 4096
+
+
+class CodeChoices(TypedDict, total=False):
+    """What may be said of a job of code beside what its files say: keywords of :func:`describe`."""
+
+    build_context: str | None
+    """The folder in the path that is the job's root; none: all of it."""
+    dockerfile: str | None
+    """The Dockerfile that makes the image, relative to the job's root; none: see :func:`describe`."""
+    python_version: str | None
+    """``"3.11"``; none: what ``runtime.txt`` or ``.python-version`` says, or else the builder's default."""
+    requirements: Path | None
+    """Read instead of the folder's own: see :func:`launch.requirements.find_requirements`."""
+    base_image: str | None
+    """What a generated image starts from."""
+    apt: Iterable[str]
+    """Debian packages that a generated image has installed."""
+    tracking: Tracking
+    """Whether a run must call ``wandb.init`` to count as finished."""
 
 
 @dataclass(frozen=True)

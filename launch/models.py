@@ -24,7 +24,7 @@ RUN_ID_PATTERN = "[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?"
 APT_PATTERN = r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9-]+)?(=[A-Za-z0-9][A-Za-z0-9.+~:-]*)?"
 """A Debian package: ``libgl1``, ``ffmpeg=7:5.1.6-0``.
 
-Source: https://www.debian.org/doc/debian-policy/ch-controlfields.html#source
+Source: the Debian Policy Manual, section 5.6.1.
 """
 _NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_.-]{0,%d}"
 _NAME_MEANING = "1 to %d of letters, digits, '_', '.' and '-', starting with a letter or digit"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import work_tree
-from launch.code_archive import FORMAT, Entry, pack
+from launch.code_archive import FORMAT, Entry, biggest, pack
 from launch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ NEVER = frozenset(
     | {".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".tox", ".nox"}
 )
 """Names left out at every depth; ``wandb`` is the folder that the SDK keeps its runs in, unless it is a package."""
-
-_BIGGEST = 5
 
 _Stats = dict[str, os.stat_result]
 """``{relative path: what it is}``, links not followed."""
@@ -320,10 +318,8 @@ def _check_size(path: Path, entries: Sequence[Entry], max_bytes: int) -> None:
     total = sum(entry.size for entry in entries)
     if total <= max_bytes:
         return
-    biggest = sorted(entries, key=lambda entry: -entry.size)[:_BIGGEST]
-    shown = ", ".join(f"{entry.name} ({entry.size / 1e6:,.1f} MB)" for entry in biggest)
     raise ConfigError(
         f"path: the {len(entries):,} files in {path} have {total / 1e6:,.1f} MB, more than the "
-        f"{max_bytes / 1e6:,.1f} MB a snapshot may have; the biggest: {shown}. Name data and checkpoints in "
+        f"{max_bytes / 1e6:,.1f} MB a snapshot may have; the biggest: {biggest(entries)}. Name data and checkpoints in "
         f"{path / '.launchignore'}"
     )

@@ -327,6 +327,14 @@ class RunStore(QueueStore, FleetStore, RunReader):
                 pipe.hget(f"{P}run:{run_id}", "agent")
             return dict(zip(run_ids, pipe.execute(), strict=True))
 
+    def images_in_use(self) -> set[str]:
+        """Return what builders made for the runs that are claimed now: image references, paths of environments."""
+        active = [run_id for queue in self.queues() for run_id in self.ids(queue.name, "active")]
+        with self.redis.pipeline(transaction=False) as pipe:
+            for run_id in active:
+                pipe.hget(f"{P}run:{run_id}", "image")
+            return set(pipe.execute()) - {None}
+
     def fences(self, run_ids: Sequence[str]) -> dict[str, Fence | None]:
         """Return ``{run id: Fence}`` of the claims that hold now; none: nobody's."""
         with self.redis.pipeline(transaction=False) as pipe:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from launch.checking import listed
 from launch.durations import duration
 from launch.models import QueueSpec, RunRecord
 from launch.records import AgentRecord
@@ -170,5 +171,4 @@ def _by_its_place(view: QueueView, position: int | None) -> Waiting:
 
 
 def _named(run_ids: Sequence[str]) -> str:
-    shown = ", ".join(run_ids[:_MOST_NAMED])
-    return f"{shown} and {len(run_ids) - _MOST_NAMED} more" if len(run_ids) > _MOST_NAMED else shown
+    return listed(run_ids, _MOST_NAMED)

@@ -379,6 +379,20 @@ def docker_env(docker_host: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return docker_host
 
 
+@contextlib.contextmanager
+def engine_of_its_own(data: Path, settings: Mapping[str, Any] | None = None) -> Iterator[PrivateEngine]:
+    """Give an engine with the base image on it, which nobody else uses."""
+    need_private_engines()
+    engine = PrivateEngine(data, settings or {})
+    data.mkdir()
+    engine.start()
+    try:
+        ensure_base_image(engine.host)
+        yield engine
+    finally:
+        engine.stop()
+
+
 # --- the base image --------------------------------------------------------------------------------------------------
 
 _PACKAGES = "python3,python3-pip,python3-venv,ca-certificates"

@@ -14,9 +14,10 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
+from launch.file_locks import locked_if_free
 from workers.builders.venv import MARKER
 
 _ABANDONED_S = 86_400.0
@@ -118,7 +119,8 @@ def tidy_venvs(folder: Path, *, unused_s: float, in_use: Callable[[], set[str]])
 
 
 def _venv_removed(venv: Path, before: float) -> bool:
-    with _build_lock(venv) as is_ours:
+    # The lock under which it is built.
+    with locked_if_free(venv.with_name(f"{venv.name}.lock")) as is_ours:
         if not is_ours:
             return False
         aside = venv.with_name(f".gone-{secrets.token_hex(4)}")
@@ -131,20 +133,6 @@ def _venv_removed(venv: Path, before: float) -> bool:
             return False
     shutil.rmtree(aside, ignore_errors=True)
     return True
-
-
-@contextmanager
-def _build_lock(venv: Path) -> Iterator[bool]:
-    """Hold the lock under which it is built, unless somebody else does; yields whether it is held."""
-    file = os.open(venv.with_name(f"{venv.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    is_ours = False
-    try:
-        with suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = True
-        yield is_ours
-    finally:
-        os.close(file)
 
 
 def _used_at(venv: Path) -> float:

@@ -8,8 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from launch.checking import Model, matching
-from launch.errors import ConfigError
+from launch.checking import Model, matching, readable_by
 from launch.references import parse_destination
 
 Variable = Annotated[str, matching("[A-Za-z_][A-Za-z0-9_]*", "a variable's name, of letters, digits and '_'")]
@@ -31,17 +30,7 @@ def _address(value: str) -> str:
 
 Address = Annotated[str, AfterValidator(_address)]
 Line = Annotated[str, AfterValidator(_one_line)]
-
-
-def _destination(value: str) -> str:
-    try:
-        parse_destination(value)
-    except ConfigError as exc:
-        raise ValueError(str(exc).removeprefix("destination: ")) from exc
-    return value
-
-
-Destination = Annotated[str, AfterValidator(_destination)]
+Destination = Annotated[str, readable_by(parse_destination, said_by_path="destination: ")]
 
 
 class PipSettings(Model):

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from launch.checking import Model
+from launch.checking import Model, readable_by
 from launch.errors import ConfigError, TemporaryError
 from launch.secrets import check_name, render
 from workers.redact import MIN_CHARS
@@ -37,14 +37,7 @@ class MissingError(Exception):
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-def _secret_name(name: str) -> str:
-    try:
-        return check_name(name)
-    except ConfigError as exc:
-        raise ValueError(str(exc)) from exc
-
-
-SecretName = Annotated[str, AfterValidator(_secret_name)]
+SecretName = Annotated[str, readable_by(check_name)]
 
 
 class EnvSettings(Model):

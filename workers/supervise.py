@@ -18,7 +18,6 @@ from launch.errors import NewerVersionError, NotFoundError, TemporaryError
 from launch.fleet_store import Wakes
 from launch.models import RunRecord
 from launch.plugins import Runner
-from launch.scripted import P
 from workers.agent import Agent
 from workers.caches import tidy_code, tidy_venvs
 from workers.logs import run_of_log
@@ -194,17 +193,9 @@ class Supervisor:
         settings = self._agent.settings
         unused_s = settings.cache_days * 86_400
         code = tidy_code(settings.home / "cache" / "code", max_bytes=settings.cache_gb * 1e9, unused_s=unused_s)
-        venvs = tidy_venvs(settings.home / "venvs", unused_s=unused_s, in_use=self._images_in_use)
+        venvs = tidy_venvs(settings.home / "venvs", unused_s=unused_s, in_use=self._agent.store.images_in_use)
         if code or venvs:
             log.info("removed what was unused for long: %d snapshots, %d environments", len(code), len(venvs))
-
-    def _images_in_use(self) -> set[str]:
-        store = self._agent.store
-        active = [run_id for queue in store.queues() for run_id in store.ids(queue.name, "active")]
-        with store.redis.pipeline(transaction=False) as pipe:
-            for run_id in active:
-                pipe.hget(f"{P}run:{run_id}", "image")
-            return set(pipe.execute()) - {None}
 
     def _sweep_target(self, runner: Runner) -> None:
         for name, handle in runner.find().items():

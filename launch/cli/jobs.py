@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from launch.cli.git_jobs import git
+from launch.cli.job_options import ALIAS, code_options, job_options, register
 from launch.cli.job_versions import alias, diff, show
-from launch.cli.options import SCHEMA, TRACKINGS, as_json_option, client, read_mapping
-
-if TYPE_CHECKING:
-    from launch.models import JobVersion
-
-_ALIAS_HELP = "Another name of this version; repeatable."
-_RETRY_HELP = (
-    "When a failed attempt is followed by another, instead of what the queue says: "
-    '{"preempted": 5, "oom": {"times": 1, "memory": "x1.5"}, "error": 2}.'
-)
-_TRACKING_HELP = "Whether its runs must call wandb.init to count as finished."
+from launch.cli.options import as_json_option, client
 
 
 @click.group()
@@ -37,67 +27,44 @@ def create() -> None:
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-n", "--name", required=True, help="The job's name.")
 @click.option("-E", "--entrypoint", help="What to run in PATH, such as 'python train.py'; default: python main.py.")
-@click.option("-a", "--alias", multiple=True, help=_ALIAS_HELP)
-@click.option("-b", "--build-context", metavar="DIR", help="The folder in PATH that is the job's root.")
-@click.option("-D", "--dockerfile", metavar="FILE", help="The Dockerfile that makes the image, relative to that root.")
-@click.option(
-    "-r",
-    "--runtime",
-    "--python",
-    "python_version",
-    metavar="3.N",
-    help="The Python version; default: what runtime.txt or .python-version says, else the builder's.",
-)
-@click.option("-B", "--base-image", metavar="IMAGE", help="What a generated image starts from.")
-@click.option(
-    "--apt", multiple=True, metavar="PACKAGE", help="A Debian package that a generated image has; repeatable."
-)
-@click.option(
-    "--requirements",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Read instead of PATH's requirements.txt, pyproject.toml or uv.lock.",
-)
-@click.option("--tracking", type=click.Choice(TRACKINGS), default="required", show_default=True, help=_TRACKING_HELP)
-@click.option("--retry", metavar="JSON", help=_RETRY_HELP)
-@SCHEMA
-@as_json_option
-def code(
-    name: str, alias: tuple[str, ...], retry: str | None, schema: str | None, as_json: bool, **options: Any
-) -> None:
+@ALIAS
+@code_options("PATH")
+@job_options
+def code(name: str, as_json: bool, **options: Any) -> None:
     """Take a snapshot of the directory PATH."""
-    options |= {"retry": read_mapping(retry, option="--retry"), "schema": read_mapping(schema, option="--schema")}
-    print_version(client().create_job(name, aliases=alias, **options), as_json)
+    register(client().create_job, name, as_json, options)
 
 
 @create.command()
 @click.argument("image")
 @click.option("-n", "--name", required=True, help="The job's name.")
 @click.option("-E", "--entrypoint", help="What to run in the image; default: its own command.")
-@click.option("-a", "--alias", multiple=True, help=_ALIAS_HELP)
-@click.option("--tracking", type=click.Choice(TRACKINGS), default="required", show_default=True, help=_TRACKING_HELP)
-@click.option("--retry", metavar="JSON", help=_RETRY_HELP)
-@SCHEMA
-@as_json_option
-def image(
-    name: str, alias: tuple[str, ...], retry: str | None, schema: str | None, as_json: bool, **options: Any
-) -> None:
+@ALIAS
+@job_options
+def image(name: str, as_json: bool, **options: Any) -> None:
     """Name the container image IMAGE, which holds everything."""
-    options |= {"retry": read_mapping(retry, option="--retry"), "schema": read_mapping(schema, option="--schema")}
-    print_version(client().create_job(name, aliases=alias, **options), as_json)
+    register(client().create_job, name, as_json, options)
 
 
-def print_version(version: JobVersion, as_json: bool) -> None:
-    """Print a version that was made, or found."""
-    from launch.cli.output import print_json
+@create.command()
+@click.argument("url")
+@click.option("-n", "--name", help="The job's name; default: job- and the repository's.")
+@click.option("--ref", help="A branch, a tag or a commit's 40 digits; default: main, else master.")
+@click.option("-E", "--entrypoint", help="What to run, such as 'python train.py'; default: python main.py.")
+@ALIAS
+@code_options("the repository")
+@click.option(
+    "--allow",
+    multiple=True,
+    type=click.Choice(("http", "file")),
+    help="Allow http:// or file:// for this job; agents must allow it too. Repeatable.",
+)
+@job_options
+def git(url: str, as_json: bool, **options: Any) -> None:
+    """Pin a commit of the git repository URL: https://host/path, ssh://user@host/path or user@host:path."""
+    register(client().create_git_job, url, as_json, options)
 
-    if as_json:
-        print_json({"ref": version.ref, **version.model_dump(mode="json")})
-        return
-    click.echo(f"job {click.style(version.ref, bold=True)} is ready")
-    click.echo(f"To launch it: `launch enqueue {version.name} -q QUEUE`")
 
-
-create.add_command(git)
 for command in (show, diff, alias):
     job.add_command(command)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -10,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.git.mirror import folder_bytes, try_lock
+from launch.file_locks import locked_if_free
+from launch.git.mirror import folder_bytes
 
 ARCHIVES = "git-*.tar.gz"
 _STALE_S = 86_400.0
@@ -71,11 +71,7 @@ def _remove(path: Path) -> bool:
     if path.is_file():
         path.unlink(missing_ok=True)
         return True
-    file = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        if not try_lock(file):
-            return False
-        shutil.rmtree(path, ignore_errors=True)
-        return True
-    finally:
-        os.close(file)
+    with locked_if_free(path.with_suffix(".lock")) as is_free:
+        if is_free:
+            shutil.rmtree(path, ignore_errors=True)
+        return is_free

@@ -7,13 +7,13 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from launch.errors import ConfigError, TemporaryError
 from launch.git.access import read_git_access
 from launch.git.code import CREATOR_HINT, GitCode
 from launch.git.remote import check_inner_path, default_job_name
-from launch.job_files import JobFiles, describe
+from launch.job_files import CodeChoices, JobFiles, describe
 from launch.jobs import JobRegistry, check_alias, check_job_name
 from launch.models import GitSource, Job, JobInputs, JobVersion, RetryPolicy, Tracking
 from launch.settings import Settings
@@ -84,16 +84,10 @@ def git_job(
     *,
     ref: str | None = None,
     entrypoint: str | Sequence[str] | None = None,
-    build_context: str | None = None,
-    dockerfile: str | None = None,
-    python_version: str | None = None,
-    requirements: Path | None = None,
-    base_image: str | None = None,
-    apt: Iterable[str] = (),
-    tracking: Tracking = Tracking.REQUIRED,
     retry: RetryPolicy | None = None,
     inputs: JobInputs | None = None,
     note: Note = lambda _: None,
+    **choices: Unpack[CodeChoices],
 ) -> Job:
     """Return the job that runs a commit of a repository, pinned now: a branch that moves later changes nothing.
 
@@ -103,36 +97,20 @@ def git_job(
         url: the remote.
         ref: a branch, tag or commit; none: ``main``, else ``master``.
         entrypoint: the command, as text or a list; none: ``python main.py``, if there is a ``main.py``.
-        build_context: the folder in the repository that is the job's root; none: all of it.
-        dockerfile: the Dockerfile that makes the image, relative to the job's root.
-        python_version: ``"3.11"``; none: what the repository says.
-        requirements: a requirements file on this machine to read instead of the repository's.
-        base_image: what a generated image starts from.
-        apt: Debian packages that a generated image has installed.
-        tracking: whether a run must call ``wandb.init``.
         retry: when a failed attempt is followed by another; none: as the queue says.
         inputs: what may be set at launch; none: anything.
         note: called with what the user should know, a sentence.
+        choices: see :class:`~launch.job_files.CodeChoices`.
 
     Raises:
         RequestError: a value is wrong; nothing was kept.
         TemporaryError: the remote does not answer, or the disk is full.
         PermanentError: there is no such commit, or it is too large.
     """
-    inner = check_inner_path(build_context or "", where="build_context")
+    inner = check_inner_path(choices.pop("build_context", None) or "", where="build_context")
     pinned = code.pin(url, ref).model_copy(update={"subdirectory": inner})
     archive = code.archive(pinned, note=note)
-    files = _described(
-        archive,
-        pinned,
-        entrypoint,
-        dockerfile=dockerfile,
-        python_version=python_version,
-        requirements=requirements,
-        base_image=base_image,
-        apt=apt,
-        tracking=tracking,
-    )
+    files = _described(archive, pinned, entrypoint, **choices)
     source = pinned.model_copy(update={"subdirectory": "/".join(filter(None, (inner, files.root))) or None})
     code.archive(source, note=note)  # as agents will: a link may lead out of a smaller root
     for sentence in files.notes:
@@ -141,13 +119,15 @@ def git_job(
         source=source,
         **files.job_fields(),
         requirements=None if files.requirements is None else artifacts.put_bytes(files.requirements.encode()),
-        tracking=tracking,
+        tracking=choices.get("tracking", Tracking.REQUIRED),
         retry=retry,
         inputs=inputs,
     )
 
 
-def _described(archive: Path, source: GitSource, entrypoint: str | Sequence[str] | None, **choices: Any) -> JobFiles:
+def _described(
+    archive: Path, source: GitSource, entrypoint: str | Sequence[str] | None, **choices: Unpack[CodeChoices]
+) -> JobFiles:
     where = f"{source.remote} at {source.ref or source.commit[:12]}"
     if not hasattr(tarfile, "data_filter"):
         raise ConfigError("git: this Python unpacks no archive of others safely; use 3.11.4 or a newer one")

@@ -11,7 +11,6 @@ A mirror is only a copy: one that git cannot go on with is thrown away and made 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import secrets
@@ -23,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from launch import file_locks
 from launch.errors import PermanentError
 from launch.git.command import Git, Watch
 from launch.git.errors import DamagedError, RefusedError, TooLargeError, UnadvertisedError
 from launch.git.remote import Remote, is_commit
 from launch.git.tree import TreeEntry, check_size, missing_folder, read_listing
 
-_LOCK_POLL_S = 0.1
 _MAX_PACKS = 50
 """A mirror of so many packs is cheaper to fetch anew than to read."""
 _MAX_GITMODULES_BYTES = 1 << 20
@@ -260,21 +259,6 @@ def locked(path: Path, watch: Watch) -> Iterator[int]:
         InterruptedError, PermanentError: the watch ended the wait.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        while not try_lock(file):
-            watch.check()
-            time.sleep(_LOCK_POLL_S)
+    with file_locks.locked(path, watch.check) as file:
         os.utime(file)
         yield file
-    finally:
-        os.close(file)
-
-
-def try_lock(file: int) -> bool:
-    """Take the lock of an open file, if nobody has it; whether it was taken."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from launch.checking import closest
+from launch.code_archive import biggest, folders_of, leads_out
 from launch.errors import ConfigError
 from launch.git.errors import DamagedError
 
 MAX_FILES = 200_000
 _MAX_LINK_BYTES = 4096
-_MAX_LINKS = 40
-"""Linux follows no more on one path."""
 _LINE = re.compile(rb"([0-7]{6}) (blob|commit) ([0-9a-f]{40}) +([0-9]+|-|BAD)\t(.+)", re.DOTALL)
 _MODES = (b"100644", b"100664", b"100755", b"120000", b"160000")
 _DOT_GIT = re.compile(r"\.git|git~1", re.IGNORECASE)
-_BIGGEST = 5
 
 
 @dataclass(frozen=True)
@@ -102,14 +100,9 @@ def check_names(names: Iterable[str], *, where: str) -> None:
         if name in seen:
             raise ConfigError(f"{where}: has two files named {name!r}")
         seen.add(name)
-        folders.update(_folders_of(name))
+        folders.update(folders_of(name))
     if both := seen & folders:
         raise ConfigError(f"{where}: {min(both)!r} is a file and a folder at once")
-
-
-def _folders_of(name: str) -> Iterator[str]:
-    while name := name.rpartition("/")[0]:
-        yield name
 
 
 def check_size(entries: Iterable[TreeEntry], max_bytes: float, *, where: str) -> int:
@@ -117,11 +110,9 @@ def check_size(entries: Iterable[TreeEntry], max_bytes: float, *, where: str) ->
     listed = list(entries)
     total = sum(entry.size for entry in listed)
     if total > max_bytes:
-        biggest = sorted(listed, key=lambda entry: -entry.size)[:_BIGGEST]
-        shown = ", ".join(f"{entry.name} ({entry.size / 1e6:,.1f} MB)" for entry in biggest)
         raise ConfigError(
             f"{where}: its {len(listed):,} files have {total / 1e6:,.1f} MB, more than the {max_bytes / 1e6:,.1f} MB "
-            f"that git/max_mb allows; the biggest: {shown}"
+            f"that git/max_mb allows; the biggest: {biggest(listed)}"
         )
     return total
 
@@ -134,36 +125,11 @@ def check_links(links: Mapping[str, str], *, where: str) -> None:
         where: whose they are, for the message.
     """
     for name, target in links.items():
-        if not _stays(name, links):
+        if leads_out(name, links):
             raise ConfigError(
                 f"{where}: the link {name} leads out of the job's folder, to {target!r}; make it a relative link to "
                 "something inside"
             )
-
-
-def _stays(name: str, links: Mapping[str, str]) -> bool:
-    """Whether following a link, as a file system would, never leaves the root."""
-    at: list[str] = []
-    todo = list(reversed(name.split("/")))
-    followed = 0
-    while todo and followed <= _MAX_LINKS:
-        part = todo.pop()
-        if part in ("", "."):
-            continue
-        if part == "..":
-            if not at:
-                return False
-            at.pop()
-            continue
-        target = links.get("/".join([*at, part]))
-        if target is None:
-            at.append(part)
-        elif target.startswith("/") or "\0" in target:
-            return False
-        else:
-            followed += 1
-            todo.extend(reversed(target.split("/")))
-    return True  # a loop leads nowhere
 
 
 def missing_folder(folder: str, folders: Iterable[str], *, where: str) -> ConfigError:

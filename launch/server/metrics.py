@@ -7,7 +7,7 @@ take the maximum. Only the requests that this server has answered are its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from launch.metrics import METRICS, Series
 from launch.metrics import Metric as Counted
+from launch.records import AgentRecord
 from launch.store import RunStore
 
 _KINDS = ("waiting", "held", "delayed", "active")
@@ -43,8 +44,9 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family there is."""
-        yield from self._queues()
-        yield from self._agents()
+        agents = [agent for agent in self._store.agents() if agent.is_alive]
+        yield from self._queues(agents)
+        yield from _agents(agents)
         yield from self._redis()
         stats = self._store.stats()
         for counted in METRICS:
@@ -54,7 +56,7 @@ class Metrics:
             requests.add_metric(labels, count)
         yield requests
 
-    def _queues(self) -> Iterator[Metric]:
+    def _queues(self, agents: Sequence[AgentRecord]) -> Iterator[Metric]:
         queues = self._store.queues()
         names = [queue.name for queue in queues]
         now, oldest = self._store.now(), self._store.oldest(names)
@@ -67,26 +69,12 @@ class Metrics:
         )
         paused = GaugeMetricFamily("launch_queue_paused", "1 while a queue gives out no runs.", labels=("queue",))
         served = GaugeMetricFamily("launch_queue_agents", "Living agents that serve a queue.", labels=("queue",))
-        serving = Counter(name for agent in self._store.agents() if agent.is_alive for name in agent.queues)
+        serving = Counter(name for agent in agents for name in agent.queues)
         for queue in queues:
             age.add_metric((queue.name,), max(0.0, now - oldest[queue.name]) if queue.name in oldest else 0.0)
             paused.add_metric((queue.name,), int(queue.paused))
             served.add_metric((queue.name,), serving[queue.name])
         yield from (depth, age, paused, served)
-
-    def _agents(self) -> Iterator[Metric]:
-        agents = [agent for agent in self._store.agents() if agent.is_alive]
-        labels = ("agent", "name", "host")
-        slots = GaugeMetricFamily("launch_agent_slots", "Runs an agent carries at most.", labels=labels)
-        used = GaugeMetricFamily("launch_agent_slots_used", "Runs an agent carries.", labels=labels)
-        blocked = GaugeMetricFamily("launch_agent_problems", "What keeps an agent from taking runs.", labels=labels)
-        for agent in agents:
-            values = (agent.id, agent.name, agent.host)
-            slots.add_metric(values, agent.max_jobs)
-            used.add_metric(values, len(agent.runs))
-            blocked.add_metric(values, len(agent.problems))
-        yield GaugeMetricFamily("launch_agents", "Living agents.", value=len(agents))
-        yield from (slots, used, blocked)
 
     def _redis(self) -> Iterator[Metric]:
         memory = self._store.redis.info("memory")
@@ -97,6 +85,20 @@ class Metrics:
         info = GaugeMetricFamily("launch_info", "The version of this server.", labels=("version",))
         info.add_metric((version("openlaunch"),), 1)
         yield info
+
+
+def _agents(agents: Sequence[AgentRecord]) -> Iterator[Metric]:
+    labels = ("agent", "name", "host")
+    slots = GaugeMetricFamily("launch_agent_slots", "Runs an agent carries at most.", labels=labels)
+    used = GaugeMetricFamily("launch_agent_slots_used", "Runs an agent carries.", labels=labels)
+    blocked = GaugeMetricFamily("launch_agent_problems", "What keeps an agent from taking runs.", labels=labels)
+    for agent in agents:
+        values = (agent.id, agent.name, agent.host)
+        slots.add_metric(values, agent.max_jobs)
+        used.add_metric(values, len(agent.runs))
+        blocked.add_metric(values, len(agent.problems))
+    yield GaugeMetricFamily("launch_agents", "Living agents.", value=len(agents))
+    yield from (slots, used, blocked)
 
 
 def _family(counted: Counted, series: list[Series]) -> CounterMetricFamily | HistogramMetricFamily:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from services import BASE_IMAGE, PrivateEngine, ensure_base_image, need_private_engines
+from services import BASE_IMAGE, PrivateEngine, engine_of_its_own
 
 from launch.errors import TemporaryError
 from launch.models import new_run_id
@@ -24,15 +24,8 @@ COUNTING = f"i=0; while [ $i -lt {LINES} ]; do echo $i; i=$((i+1)); sleep 0.1; d
 @pytest.fixture(params=[False, True], ids=["plain", "live-restore"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PrivateEngine]:
     """An engine that this test may kill; with ``live-restore`` containers outlive it."""
-    need_private_engines()
-    engine = PrivateEngine(tmp_path / "data", {"live-restore": request.param})
-    engine.data.mkdir()
-    engine.start()
-    try:
-        ensure_base_image(engine.host)
+    with engine_of_its_own(tmp_path / "data", {"live-restore": request.param}) as engine:
         yield engine
-    finally:
-        engine.stop()
 
 
 def test_an_engine_that_is_killed(engine: PrivateEngine, tmp_path: Path) -> None:

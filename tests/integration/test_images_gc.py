@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from docker_builds import built, code_archive, commit, request
-from services import BASE_IMAGE, PrivateEngine, ensure_base_image, need_private_engines
+from services import BASE_IMAGE, PrivateEngine, engine_of_its_own
 
 from launch.errors import BuildError
 from launch.plugins import Build, BuildRequest, TargetContext
@@ -27,15 +27,8 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def own_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateEngine]:
-    need_private_engines()
-    engine = PrivateEngine(tmp_path_factory.mktemp("engine") / "data")
-    engine.data.mkdir()
-    engine.start()
-    try:
-        ensure_base_image(engine.host)
+    with engine_of_its_own(tmp_path_factory.mktemp("engine") / "data") as engine:
         yield engine
-    finally:
-        engine.stop()
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from launch.server import notifier as notifiers
 from launch.server.notifier import Notifier
 from launch.store import Claimed, RunStore
 from tests.agents import wait_until
+from tests.receivers import receiving
 
 pytestmark = pytest.mark.redis
 
@@ -24,27 +23,18 @@ class Receiver:
     """Somebody's web server; ``answers`` are what it answers first, then 200."""
 
     def __init__(self) -> None:
+        self.url = ""
         self.got: list[dict[str, Any]] = []
         self.answers: list[int] = []
-        receiver = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                code = receiver.answers.pop(0) if receiver.answers else 200
-                if code == 200:
-                    receiver.got.append(json.loads(body))
-                self.send_response(code)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                """Say nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def take(self, body: bytes) -> int:
+        code = self.answers.pop(0) if self.answers else 200
+        if code == 200:
+            self.got.append(json.loads(body))
+        return code
 
     def hook(self, **fields: Any) -> Hook:
-        return Hook(**{"name": "h", "url": f"http://127.0.0.1:{self.server.server_port}/", **fields})
+        return Hook(**{"name": "h", "url": f"{self.url}/", **fields})
 
     @property
     def runs(self) -> list[str]:
@@ -54,9 +44,8 @@ class Receiver:
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     receiver = Receiver()
-    yield receiver
-    receiver.server.shutdown()
-    receiver.server.server_close()
+    with receiving(receiver.take) as receiver.url:
+        yield receiver
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 
 from launch.client import Client
 from tests.agents import Fleet, wait_until
+from tests.receivers import receiving
 
 pytest.importorskip("opentelemetry.sdk", reason="needs OpenTelemetry: pip install 'openlaunch[otel]'")
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -25,26 +24,13 @@ class Collector:
     """Takes OTLP over HTTP, as an OpenTelemetry collector does."""
 
     def __init__(self) -> None:
+        self.endpoint = ""
         self.spans: list[Any] = []
-        collector = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                    collector.spans += [span for scope in resource.scope_spans for span in scope.spans]
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                """Say nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
+    def take(self, body: bytes) -> int:
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            self.spans += [span for scope in resource.scope_spans for span in scope.spans]
+        return 200
 
     def names(self) -> Counter[str]:
         return Counter(span.name for span in self.spans)
@@ -53,9 +39,8 @@ class Collector:
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     collector = Collector()
-    yield collector
-    collector.server.shutdown()
-    collector.server.server_close()
+    with receiving(collector.take) as collector.endpoint:
+        yield collector
 
 
 @pytest.fixture

@@ -13,9 +13,12 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from launch.checking import listed
+from launch.requirements import package_lines
 
 _MANY = 6
 _FIRST = {"environment": "this base image", "dockerfile": "this Dockerfile"}
@@ -104,7 +107,7 @@ def differences(before: Inputs | None, after: Inputs) -> str:
     if before.requirements != after.requirements:
         said.append(f"requirements changed ({_changed_requirements(before.requirements, after.requirements)})")
     if before.apt != after.apt:
-        said.append(f"Debian packages changed ({_listed(_signed(set(before.apt), set(after.apt)))})")
+        said.append(f"Debian packages changed ({listed(_signed(set(before.apt), set(after.apt)), _MANY)})")
     if before.context != after.context:
         said.append("files of the build context changed")
     if before.platform != after.platform:
@@ -129,28 +132,21 @@ def _changed_requirements(before: str, after: str) -> str:
         for name in new
         if name in both and old[name] != new[name]
     ]
-    return _listed(said) or "order, comments or options"
+    return listed(said, _MANY) or "order, comments or options"
 
 
 def _packages(text: str) -> dict[str, str]:
     """Return ``{name: what is asked of it}`` of the packages in a requirements file."""
     found: dict[str, str] = {}
-    for line in text.replace("\\\n", " ").splitlines():
-        words = re.sub(r"(^|\s)#.*|\s--hash=\S+", " ", line).strip()
-        match = re.match(r"([A-Za-z0-9][A-Za-z0-9._-]*(?:\[[^\]]*\])?)\s*(.*)", words)
-        if match and not words.startswith("-"):
+    for line in package_lines(text):
+        match = re.match(r"([A-Za-z0-9][A-Za-z0-9._-]*(?:\[[^\]]*\])?)\s*(.*)", line)
+        if match:
             found[match[1].lower().replace("_", "-")] = re.sub(r"^==+\s*", "", match[2]).strip()
     return found
 
 
 def _signed(before: set[str], after: set[str]) -> list[str]:
     return [*(f"+{name}" for name in sorted(after - before)), *(f"-{name}" for name in sorted(before - after))]
-
-
-def _listed(items: Iterable[str]) -> str:
-    known = list(items)
-    more = f" and {len(known) - _MANY} more" if len(known) > _MANY else ""
-    return ", ".join(known[:_MANY]) + more
 
 
 def job_of(labels: Mapping[str, str]) -> str:

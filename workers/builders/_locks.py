@@ -8,7 +8,6 @@ holder whose mark has not changed for a minute, by the clock of whoever waits, i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import secrets
 import threading
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launch.errors import TemporaryError
+from launch.file_locks import locked
 from workers.builders._context import text_tar
 from workers.docker_engine import Engine, Refused, away
 from workers.runners.docker_code import read_file_of
@@ -42,14 +42,8 @@ def one_on_this_machine(home: Path, name: str, cancelled: Cancelled) -> Iterator
     """Hold ``locks/docker-<digest of name>.lock`` in the launch home, which all agents of the machine respect."""
     folder = home / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"docker-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock").open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                give_up_if(cancelled)
-                time.sleep(0.2)  # whoever holds it is building what is wanted here
+    lock = folder / f"docker-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
+    with locked(lock, lambda: give_up_if(cancelled)):
         yield
 
 

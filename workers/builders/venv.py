@@ -8,7 +8,6 @@ the agent be killed, the next one waits for them before it starts anew.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import platform
@@ -16,11 +15,12 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from launch.errors import BuildError, ConfigError, TemporaryError
+from launch.file_locks import locked
 from launch.plugins import Build, Builder, BuildRequest, Problem, TargetContext
 from workers.builders._interpreters import Interpreter, find_interpreter
 from workers.builders._streaming import run_streaming
@@ -29,7 +29,6 @@ from workers.host_env import base_env
 MARKER = ".launch-ready"
 REQUIREMENTS = "launch-requirements.txt"
 TAIL_LINES = 30
-LOCK_POLL_S = 0.2
 _PIP_NEEDS = re.compile(r"(?i)pip_.*|(https?|all|no)_proxy|xdg_(cache|config)_home")
 
 Log = Callable[[str], None]
@@ -79,7 +78,7 @@ class VenvBuilder(Builder):
         if _is_ready(venv):
             return _reused(venv)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(self._folder / f"{key}.lock", log, cancelled) as lock:
+        with locked(self._folder / f"{key}.lock", _waiting(log, cancelled)) as lock:
             if _is_ready(venv):  # another agent has made it while we waited
                 return _reused(venv)
             self._make(venv, python, requirements, lock, log, cancelled)
@@ -149,30 +148,19 @@ def _reused(venv: Path) -> Build:
     return Build(str(venv), f"reused venv {venv.name[:8]}…, same requirements", reused=True)
 
 
-@contextlib.contextmanager
-def _locked(path: Path, log: Log, cancelled: Cancelled) -> Iterator[int]:
-    """Hold a file's lock, and give its descriptor; tell once when another build has it."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        was_told = False
-        while not _try_lock(file):
-            if cancelled():
-                raise InterruptedError("cancelled while it waited for another build of the same environment")
-            if not was_told:
-                log("waiting for another build of the same environment\n")
-                was_told = True
-            time.sleep(LOCK_POLL_S)
-        yield file
-    finally:
-        os.close(file)
+def _waiting(log: Log, cancelled: Cancelled) -> Callable[[], None]:
+    """Return what is called while another build has the lock: it says so once."""
+    was_told = False
 
+    def wait() -> None:
+        nonlocal was_told
+        if cancelled():
+            raise InterruptedError("cancelled while it waited for another build of the same environment")
+        if not was_told:
+            log("waiting for another build of the same environment\n")
+            was_told = True
 
-def _try_lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return wait
 
 
 def _has_module(name: str) -> bool:

@@ -9,10 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from launch.checking import Model, known_keys
-from launch.errors import ConfigError
+from launch.checking import Model, known_keys, readable_by
 from launch.references import parse_reference
 from workers.docker_settings import Destination
 
@@ -203,17 +202,7 @@ Text = Annotated[str, Field(min_length=1)]
 CpuSet = Annotated[str, Field(pattern=r"^\d+(-\d+)?(,\d+(-\d+)?)*$"), BeforeValidator(str)]
 Platform = Annotated[str, Field(pattern=r"^[a-z]+(/[a-z0-9_]+){0,2}$")]
 PullPolicy = Literal["missing", "always", "never"]
-
-
-def _reference(value: str) -> str:
-    try:
-        parse_reference(value)
-    except ConfigError as exc:
-        raise ValueError(str(exc).removeprefix("image: ")) from exc
-    return value
-
-
-ImageName = Annotated[str, AfterValidator(_reference)]
+ImageName = Annotated[str, readable_by(parse_reference, said_by_path="image: ")]
 
 
 class Accelerator(Model):
